@@ -1,0 +1,1 @@
+"""The ``overt`` command: one file a subcommand, thin."""
