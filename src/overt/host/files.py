@@ -1,0 +1,94 @@
+"""Files and directories relative to directory descriptors."""
+
+import ctypes
+import os
+import struct
+from typing import NamedTuple
+
+from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, check, libc, syscall
+
+# openat2(2)
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+# renameat2(2)
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+# utimensat(2)
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+
+# fallocate(2)
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+
+FICLONE = 0x40049409
+BLKFLSBUF = 0x1261
+FS_IOC_GETFSUUID = 0x80111500
+
+_OPEN_HOW = struct.Struct("=QQQ")
+_TIMESPECS = struct.Struct("=qqqq")
+
+
+class Handle(NamedTuple):
+    """A file handle, name_to_handle_at(2)."""
+
+    type: int
+    bytes: bytes
+
+
+def openat2(dir_fd: int, path: bytes | str, flags: int, *, mode: int = 0, resolve: int = RESOLVE_BENEATH) -> int:
+    """Open `path` from `dir_fd` under the RESOLVE_* rules of openat2(2); return the descriptor (close-on-exec)."""
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
+    return syscall("openat2", dir_fd, os.fsencode(path), how, len(how), about=path)
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT."""
+    syscall("renameat2", old_dir, old, new_dir, new, flags, about=old)
+
+
+def utimensat(dir_fd: int, name: bytes | None, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """Set times, (seconds, nanoseconds) each, nanoseconds may be UTIME_NOW or UTIME_OMIT; no link is followed.
+
+    With `name` None the file is `dir_fd` itself.
+    """
+    times = _TIMESPECS.pack(*atime, *mtime)
+    flags = 0 if name is None else AT_SYMLINK_NOFOLLOW
+    check(libc.utimensat(dir_fd, name, times, flags), name or dir_fd)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2): `offset` and `length` in bytes."""
+    check(libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): flush the filesystem of `fd`, and raise the error that `fd` has not been told of."""
+    check(libc.syncfs(fd))
+
+
+def getdents(fd: int, buffer: bytearray) -> int:
+    """Read directory records of `fd` into `buffer` (getdents64(2)); return how many bytes, 0 at the end."""
+    into = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    return syscall("getdents64", fd, into, len(buffer))
+
+
+def name_to_handle(fd: int) -> Handle:
+    """The file handle of `fd` (name_to_handle_at(2)); EOPNOTSUPP where the filesystem has none."""
+    room = bytearray(struct.pack("=Ii", 128, 0) + bytes(128))
+    into = (ctypes.c_char * len(room)).from_buffer(room)
+    mount_id = ctypes.c_int()
+    syscall("name_to_handle_at", fd, b"", into, ctypes.byref(mount_id), AT_EMPTY_PATH)
+    size, kind = struct.unpack_from("=Ii", room)
+    return Handle(kind, bytes(room[8 : 8 + size]))
+
+
+def open_by_handle(mount_fd: int, handle: Handle, flags: int) -> int:
+    """Open a file by its handle through the mount that `mount_fd` is on (CAP_DAC_READ_SEARCH)."""
+    packed = struct.pack("=Ii", len(handle.bytes), handle.type) + handle.bytes
+    return syscall("open_by_handle_at", mount_fd, packed, flags | os.O_CLOEXEC)

@@ -1,0 +1,28 @@
+"""A page of a file dirtied through a shared mapping, with the GIL released all the way."""
+
+import ctypes
+
+from overt.host.libc import check, libc
+
+_PROT_READ_WRITE = 3
+_MAP_SHARED = 1
+_MS_SYNC = 4
+
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def write_through_mapping(fd: int, size: int) -> None:
+    """Map `size` bytes of `fd` shared, dirty the first page, and msync(2) it; raise what the write-back met.
+
+    Not Python's mmap: that holds the GIL during the page fault, which on one's own FUSE mount is a deadlock.
+    """
+    address = libc.mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
+    if address == _FAILED:
+        check(-1)
+    try:
+        libc.memset(ctypes.c_void_p(address), 1, 1)
+        check(libc.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC))
+    finally:
+        check(libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)))

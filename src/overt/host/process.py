@@ -1,0 +1,88 @@
+"""Processes, threads, credentials and namespaces."""
+
+import ctypes
+import os
+import struct
+
+from overt.host.libc import check, libc, syscall
+
+PIDFD_THREAD = os.O_EXCL
+
+CLONE_FS = 0x200
+CLONE_NEWNS = 0x20000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+CAPABILITIES = (
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
+    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
+    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
+    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
+    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
+    "checkpoint_restore",
+)  # fmt: skip
+_CAP_HEADER = struct.pack("=Ii", 0x20080522, 0)
+_CAP_DATA = struct.Struct("=IIIIII")
+
+
+def capabilities() -> set[str]:
+    """The effective capabilities of the calling thread (capget(2))."""
+    data = bytearray(_CAP_DATA.size)
+    syscall("capget", _CAP_HEADER, (ctypes.c_char * len(data)).from_buffer(data))
+    low, _, _, high, _, _ = _CAP_DATA.unpack(data)
+    bits = low | high << 32
+    return {name for number, name in enumerate(CAPABILITIES) if bits >> number & 1}
+
+
+def keep_capabilities(names: set[str]) -> None:
+    """Give up, for the calling thread and for good, all capabilities but `names` (capset(2))."""
+    bits = sum(1 << number for number, name in enumerate(CAPABILITIES) if name in names & capabilities())
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    syscall("capset", _CAP_HEADER, _CAP_DATA.pack(low, low, 0, high, high, 0))
+
+
+def keep_capabilities_across_setfsuid() -> None:
+    """Let setfsuid change who owns new files and whose quota pays, and nothing else (SECBIT_NO_SETUID_FIXUP)."""
+    check(libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
+
+
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) of the calling thread; neither reports failure."""
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    check(libc.unshare(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): enter the namespace of `fd` (a pidfd or a namespace file)."""
+    check(libc.setns(fd, kind))
+
+
+def open_thread(tid: int) -> int:
+    """A pidfd of one thread (pidfd_open(2) with PIDFD_THREAD, since 6.9; before that only of a thread group's leader)."""
+    try:
+        return syscall("pidfd_open", tid, PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != 22:
+            raise
+        return syscall("pidfd_open", tid, 0)
+
+
+def borrow_fd(pidfd: int, fd: int) -> int:
+    """A duplicate of descriptor `fd` of the process behind `pidfd` (pidfd_getfd(2), ptrace permission needed)."""
+    return syscall("pidfd_getfd", pidfd, fd, 0)
+
+
+def die_with_parent(signal: int) -> None:
+    """Have the kernel send `signal` to this process when the thread that forked it ends (prctl(2))."""
+    check(libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0))
