@@ -1,0 +1,135 @@
+"""Who has been told of what: the errors of one upper, and an account for each overlay on it.
+
+An upper (a superblock) has one error cursor and many overlays. Linux lets an overlay either ignore that cursor or share
+it, and sharing a single SEEN bit is why, of a thousand containers, one was told. Here each overlay has a cursor of its
+own, to which the upper's errors are propagated; the upper's cursor belongs to the host, who is not robbed by our
+reading.
+
+    the upper                     overlay A (ordinary)             overlay B (volatile)
+    errors  1  2  3        ----->  cursor: an errseq               sticky: any error after
+    (numbered as recorded)         told: each file description      the mount, for ever
+                                   once, as errseq has it
+
+The rules that live here and nowhere else (the numbers are those of the contract, docs/contract.md):
+
+2, 4  An error recorded since the mount is told to every description that was open then, once; to a later one, if none in
+      this overlay was told yet; and each further error again.
+5     Errors recorded before an overlay's mount are not told to it.
+8     After an error recorded since its mount, a volatile overlay answers every question with EIO, for ever.
+
+A `Description` is an open file description: what dup(2), fork(2) and SCM_RIGHTS share. For overt's own mounts the
+kernel keeps them, because the overlay's superblock carries the propagated errors (`owed`, `propagated`); the guard and
+the model, which have no superblock to write to, keep them here (`open`, `syncfs`).
+
+Nothing here does I/O, reads a clock or takes a lock: whoever owns the upper serialises.
+"""
+
+import errno as _errno
+from typing import NamedTuple
+
+from overt import errseq
+
+
+class UpperError(NamedTuple):
+    """One error event of an upper."""
+
+    number: int
+    """1 for the first that this ledger has recorded."""
+    errno: int
+    """positive"""
+    when: float
+    """seconds since the epoch"""
+    source: str
+    """which eye saw it: ``probe``, ``cursor``, ``trace``, ``flush``, ``dead``"""
+    taken: bool
+    """whether reading it took it away from the host"""
+
+
+class Description:
+    """A position of one open file description on its overlay's cursor (the kernel's ``f_sb_err``)."""
+
+    __slots__ = ("since",)
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+
+
+class Account:
+    """One overlay's share in the errors of its upper. Made by `Ledger.open_account`."""
+
+    __slots__ = ("cursor", "ledger", "mounted_at", "name", "reached", "told", "volatile")
+
+    def __init__(self, ledger: "Ledger", name: str, *, volatile: bool) -> None:
+        self.ledger = ledger
+        self.name = name
+        self.volatile = volatile
+        self.mounted_at = self.reached = len(ledger.errors)
+        self.cursor = 0
+        self.told = 0
+
+    def errors(self) -> list[UpperError]:
+        """The upper's errors recorded since this overlay was mounted, oldest first."""
+        return self.ledger.errors[self.mounted_at :]
+
+    def sticky(self) -> int:
+        """The errno that answers every fsync and syncfs of a volatile overlay: EIO after any error, else 0."""
+        return _errno.EIO if self.volatile and len(self.ledger.errors) > self.mounted_at else 0
+
+    def owed(self) -> UpperError | None:
+        """The newest error that the overlay's cursor does not carry yet, or None."""
+        errors = self.ledger.errors
+        return errors[-1] if len(errors) > self.reached else None
+
+    def propagated(self, error: UpperError) -> None:
+        """Note that the overlay's cursor (the kernel's or this one) now carries all errors up to `error`."""
+        if error.number > self.reached:
+            self.reached = error.number
+            self.cursor = errseq.set_error(self.cursor, error.errno)
+
+    def open(self) -> Description:
+        """A new open file description of this overlay."""
+        self._settle()
+        return Description(errseq.sample(self.cursor))
+
+    def syncfs(self, description: Description) -> int:
+        """The errno (positive, or 0) that syncfs(2) on `description` returns once the upper is flushed and read."""
+        if self.volatile:
+            return self.tell(self.sticky())
+        self._settle()
+        code, self.cursor, description.since = errseq.check_and_advance(self.cursor, description.since)
+        return self.tell(code)
+
+    def tell(self, code: int) -> int:
+        """Count an answer that carries an error; return `code`."""
+        if code:
+            self.told += 1
+        return code
+
+    def _settle(self) -> None:
+        owed = self.owed()
+        if owed is not None and not self.volatile:
+            self.propagated(owed)
+
+
+class Ledger:
+    """The errors of one upper, in the order in which they were recorded, and the accounts of its overlays."""
+
+    def __init__(self) -> None:
+        self.errors: list[UpperError] = []
+        self.accounts: list[Account] = []
+
+    def record(self, errno: int, when: float, source: str, *, taken: bool = False) -> UpperError:
+        """Enter an error of the upper: `errno` positive, `when` in seconds since the epoch; return the entry."""
+        error = UpperError(len(self.errors) + 1, errno, when, source, taken)
+        self.errors.append(error)
+        return error
+
+    def open_account(self, name: str, *, volatile: bool = False) -> Account:
+        """An account for an overlay mounted now; errors recorded so far are not told to it."""
+        account = Account(self, name, volatile=volatile)
+        self.accounts.append(account)
+        return account
+
+    def close_account(self, account: Account) -> None:
+        """Forget an overlay that is gone."""
+        self.accounts.remove(account)
