@@ -18,7 +18,8 @@ class LinuxDirent64(NamedTuple):
 
 
 NAME_OFFSET = size_of(LinuxDirent64)
-_INO_RECLEN_TYPE = Struct("=Q8xHB")  # a LinuxDirent64 without the offset, which only the directory it came from understands
+# Without d_off, which only the directory that it came from understands.
+_INO_RECLEN_TYPE = Struct("=Q8xHB")
 
 
 def parse(buffer: bytes | bytearray | memoryview, size: int) -> list[tuple[int, int, bytes]]:
