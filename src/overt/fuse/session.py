@@ -41,26 +41,30 @@ _init_compat = struct_of(fuse.InitInCompat).unpack_from
 _forgets = struct_of(fuse.ForgetOne).iter_unpack
 
 
+_NO_NAMES = frozenset((b"",))
+_NO_STEPS = frozenset((b"", b".", b".."))
+
+
 class _Shape(NamedTuple):
     """A row of the opcode table, ready for `decode`."""
 
     unpack: Callable[[bytearray, int], tuple[Any, ...]]
     body: int  # where the record ends
-    names: tuple[str, ...]
+    names: tuple[tuple[frozenset[bytes], bool], ...]  # what a name may not be, and whether "/" may not be in it
     payload: tuple[int, int, int, int] | None  # index into the record, unit, least, most
     answered: bool
 
 
-def _shape(row: Opcode, record: type[tuple[Any, ...]] | None, max_write: int) -> _Shape:
+def _shape(row: Opcode, record: type[tuple[Any, ...]] | None, max_write: int, dots: bool) -> _Shape:
     layout = struct_of(record) if record else struct_of()
+    may_be_dots = (TEXT, STEP) if dots else (TEXT,)
+    names = tuple((_NO_NAMES if kind in may_be_dots else _NO_STEPS, kind != TEXT) for kind in row.names)
     payload = None
     if row.payload and record:
         fields: tuple[str, ...] = record._fields  # type: ignore[attr-defined]
         most = max_write if row.payload.most == MAX_WRITE else row.payload.most
         payload = fields.index(row.payload.field), row.payload.unit, row.payload.least, most
-    return _Shape(
-        layout.unpack_from, _HEADER_SIZE + layout.size, row.names, payload, answered=row.number not in UNANSWERED
-    )
+    return _Shape(layout.unpack_from, _HEADER_SIZE + layout.size, names, payload, row.number not in UNANSWERED)
 
 
 class Session(Replies):
@@ -101,7 +105,6 @@ class Session(Replies):
         self._wanted = wanted | fuse.FUSE_INIT_EXT | fuse.FUSE_MAX_PAGES | fuse.FUSE_BIG_WRITES
         self._page_size = page_size
         self._log = log
-        self._dots = False
         self._shapes: dict[int, _Shape] = {}
 
     @property
@@ -139,20 +142,31 @@ class Session(Replies):
         request.interrupted = False
         request.name = request.name2 = request.payload = b""
 
+        rest: bytes | memoryview = b""
         if names:
-            request.name = name = self._name(buf, position, end, names[0], opcode, unique)
-            position += len(name) + 1
-            if len(names) == 2:
-                request.name2 = name = self._name(buf, position, end, names[1], opcode, unique)
-                position += len(name) + 1
+            found = bytes(buf[position:end]).split(b"\0", len(names))
+            rest = found.pop()
+            if len(found) < len(names):
+                self._refuse(opcode, unique, EIO, "a name without its end")
+            request.name = name = found[0]
+            forbidden, one_step = names[0]
+            if name in forbidden or (one_step and b"/" in name):
+                self._refuse(opcode, unique, EIO, f"{name!r} is no name")
+            if len(found) == 2:
+                request.name2 = name = found[1]
+                forbidden, one_step = names[1]
+                if name in forbidden or (one_step and b"/" in name):
+                    self._refuse(opcode, unique, EIO, f"{name!r} is no name")
+        elif position != end:
+            rest = memoryview(buf)[position:end]
         if sized:
             field, unit, least, most = sized
             count = arg[field]
-            if not least <= count <= most or position + count * unit != end:
-                self._refuse(opcode, unique, EIO, f"a payload of {count}, in {end - position} bytes, limit {most}")
-            request.payload = memoryview(buf)[position:end]
-        elif position != end:
-            self._refuse(opcode, unique, EIO, f"{end - position} bytes too many")
+            if not least <= count <= most or count * unit != len(rest):
+                self._refuse(opcode, unique, EIO, f"a payload of {count} in {len(rest)} bytes, limits {least}, {most}")
+            request.payload = rest
+        elif rest:
+            self._refuse(opcode, unique, EIO, f"{len(rest)} bytes too many")
 
         if answered:
             self.inflight[unique] = request
@@ -166,18 +180,6 @@ class Session(Replies):
             request.arg = tuple(_forgets(request.payload))
             request.payload = b""
         return request
-
-    def _name(self, buf: bytearray, start: int, end: int, kind: str, opcode: int, unique: int) -> bytes:
-        stop = buf.find(0, start, end)
-        if stop <= start:
-            self._refuse(opcode, unique, EIO, "an empty name" if stop == start else "a name without its end")
-        name = bytes(buf[start:stop])
-        if kind is not TEXT:
-            if b"/" in name:
-                self._refuse(opcode, unique, EIO, f"{name!r} is no name")
-            if name[0] == 46 and name in (b".", b"..") and not (kind is STEP and self._dots):
-                self._refuse(opcode, unique, EIO, f"{name!r} is no name here")
-        return name
 
     def _unexpected(self, buf: bytearray, size: int, length: int, opcode: int, unique: int) -> Request:
         """Of a request that does not fit the state of the connection: INIT, or why it is refused."""
@@ -253,15 +255,7 @@ class Session(Replies):
         self.minor = min(minor, MINOR_NEWEST)
         self.flags = flags
         self.ready = True
-        self._dots = bool(flags & fuse.FUSE_EXPORT_SUPPORT)
-        self._shapes = {
-            row.number: _shape(row, row.record, self.max_write)
-            for row in OPCODES
-            if row.since <= self.minor and row.number != fuse.FUSE_INIT
-        }
-        if not flags & fuse.FUSE_SETXATTR_EXT:
-            row = next(row for row in OPCODES if row.number == fuse.FUSE_SETXATTR)
-            self._shapes[row.number] = _shape(row, fuse.SetxattrInCompat, self.max_write)
+        self._shapes = self._negotiated_shapes()
         return _INIT.pack(
             _INIT.size,
             0,
@@ -282,3 +276,14 @@ class Session(Replies):
                 request_timeout=self.request_timeout,
             ),
         )
+
+    def _negotiated_shapes(self) -> dict[int, _Shape]:
+        shapes = {}
+        for row in OPCODES:
+            if row.since > self.minor or row.number == fuse.FUSE_INIT:
+                continue
+            record = row.record
+            if record is fuse.SetxattrIn and not self.flags & fuse.FUSE_SETXATTR_EXT:
+                record = fuse.SetxattrInCompat
+            shapes[row.number] = _shape(row, record, self.max_write, bool(self.flags & fuse.FUSE_EXPORT_SUPPORT))
+        return shapes
