@@ -25,7 +25,7 @@ _MASK = 0xFFFFFFFF
 
 
 def set_error(cursor: int, errno: int) -> int:
-    """Record `errno` (positive, 1..4095) on `cursor`; return the new value (errseq_set). ValueError for another errno."""
+    """Record `errno` (1..4095) on `cursor`; return the new value (errseq_set). ValueError for another errno."""
     if not 0 < errno <= MAX_ERRNO:
         raise ValueError(f"errno {errno} is not in 1..{MAX_ERRNO}")
     new = cursor & ~(MAX_ERRNO | SEEN) | errno
@@ -40,7 +40,7 @@ def sample(cursor: int) -> int:
 
 
 def check(cursor: int, since: int) -> int:
-    """The errno (positive) that a watcher that counts from `since` has not been told of, or 0; marks nothing (errseq_check)."""
+    """The errno that a watcher who counts from `since` has not been told of, or 0; marks nothing (errseq_check)."""
     return 0 if cursor == since else cursor & MAX_ERRNO
 
 

@@ -12,8 +12,8 @@ reading.
 
 The rules that live here and nowhere else (the numbers are those of the contract, docs/contract.md):
 
-2, 4  An error recorded since the mount is told to every description that was open then, once; to a later one, if none in
-      this overlay was told yet; and each further error again.
+2, 4  An error recorded since the mount is told to every description that was open then, once; to a later one, if none
+      in this overlay was told yet; and each further error again.
 5     Errors recorded before an overlay's mount are not told to it.
 8     After an error recorded since its mount, a volatile overlay answers every question with EIO, for ever.
 
@@ -40,7 +40,8 @@ class UpperError(NamedTuple):
     when: float
     """seconds since the epoch"""
     source: str
-    """which eye saw it: ``probe``, ``cursor``, ``trace``, ``flush``, ``dead``"""
+    """what told of it: ``probe``, ``trace``, ``cursor``; ``standing`` (it was there before the first overlay was);
+    ``flush`` (a flush failed); ``dead`` (a write to the upper failed)"""
     taken: bool
     """whether reading it took it away from the host"""
 
@@ -122,6 +123,11 @@ class Ledger:
         """Enter an error of the upper: `errno` positive, `when` in seconds since the epoch; return the entry."""
         error = UpperError(len(self.errors) + 1, errno, when, source, taken)
         self.errors.append(error)
+        return error
+
+    def mark_taken(self, number: int) -> UpperError:
+        """Note that error `number` was taken from the host after all; return the new entry."""
+        error = self.errors[number - 1] = self.errors[number - 1]._replace(taken=True)
         return error
 
     def open_account(self, name: str, *, volatile: bool = False) -> Account:

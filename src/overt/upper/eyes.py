@@ -1,0 +1,258 @@
+"""How one upper's errors are seen: a state machine over the probes, the tracepoint and a cursor.
+
+    ARMED   a volatile probe stands and has not fired. No error since it was mounted.
+    FIRED   it fired, and will fire for ever: from here it tells nothing. What comes next is seen by
+              the tracepoint, if there is one: any further event on this superblock is a new error;
+              the cursor otherwise: see below.
+
+The cursor is a descriptor of the upper, opened when the upper became known. syncfs on it tells, but it takes the error
+away from the host, and it flushes. So it is used only where nothing else is left, and never by `look`:
+
+    FIRED, no tracepoint   `renew` consumes the error and mounts a fresh probe: ARMED again. "Taken from the host".
+    no probes at all       `flush` is syncfs on the cursor, which consumes whatever it tells. With a tracepoint `look`
+                           works all the same; without one, `look` is blind between flushes, and the owner of a
+                           volatile overlay has to be warned that rule 8 of the contract cannot be kept there.
+
+What an error found in this way is *not*: the raw errno. A probe knows that there was one, and says EIO.
+
+Nothing here takes a lock. `look` changes the state and must be serialised with `install`; `flush` and `renew` take
+as long as the disk takes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from typing import NamedTuple
+
+from overt.host import files, mounts
+from overt.upper import probes
+from overt.upper.trace import Trace
+
+_LOCK = re.compile(rb"^lock:.* ([0-9a-f]+):([0-9a-f]+):\d+ ", re.MULTILINE)
+_ROUNDS = 5
+
+
+class Sighting(NamedTuple):
+    """An error that was seen."""
+
+    errno: int
+    source: str
+    taken: bool
+    inodes: dict[int, int] | None
+    """failed folios by inode number; None where that is not (wholly) known"""
+
+
+class Flushed(NamedTuple):
+    """What a flush came to."""
+
+    failure: OSError | None
+    """the flush itself failed"""
+    told: int
+    """the errno (positive) that was told and consumed by flushing through the cursor, or 0"""
+
+
+class Renewal(NamedTuple):
+    """A fresh probe (or None: it cannot be had), and whether errors were consumed for it."""
+
+    probe: int | None
+    taken: bool
+
+
+NONE = Renewal(None, False)
+
+
+class Eyes:
+    """The descriptors with which one upper is flushed and watched."""
+
+    def __init__(self, s_dev: int, directory_fd: int, scratch_fd: int, trace: Trace | None) -> None:
+        """Open them: `directory_fd` on the upper, `scratch_fd` a private directory there. OSError as open(2) raises.
+
+        `standing` is then the error that stood unseen on the upper already, if one did. Where kernel overlayfs does not
+        accept the upper, `refused` is its explanation.
+        """
+        self.trace = trace
+        self.s_dev = s_dev
+        self.refused: OSError | None = None
+        self.standing: Sighting | None = None
+        self._known = False  # whether the cursor is yet to tell what the tracepoint has told
+        self._cursor = self._plain = self._probe = -1
+        if trace:
+            trace.watch(s_dev)
+        try:
+            self._cursor = _open_apart(directory_fd)
+            try:
+                self._plain = probes.mount(scratch_fd, volatile=False)
+            except OSError as error:
+                self.refused = error
+            self._first_look(scratch_fd)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """What they are: ``probes+trace``, ``probes``, ``trace`` or ``cursor``."""
+        parts = ["probes"] * (self._plain >= 0) + ["trace"] * (self.trace is not None)
+        return "+".join(parts) or "cursor"
+
+    @property
+    def spent(self) -> bool:
+        """Whether the probe fired and nothing else sees the next error until `renew`."""
+        return self._plain >= 0 and self._probe < 0 and self.trace is None
+
+    @property
+    def need_flush(self) -> bool:
+        """Whether errors up to now can be seen by flushing only."""
+        return self.spent or (self._plain < 0 and self.trace is None)
+
+    def flush(self) -> Flushed:
+        """Flush the upper, its device's cache too. No state is changed."""
+        if self._plain >= 0:
+            return Flushed(_syncfs(self._plain), 0)
+        told = _syncfs(self._cursor)
+        if told is None:
+            return Flushed(None, 0)
+        again = _syncfs(self._cursor)  # the cursor tells an error once; a flush that fails, fails again
+        return Flushed(again, 0 if again else told.errno or errno.EIO)
+
+    def look(self, told: int = 0) -> Sighting | None:
+        """An error recorded since the last look, or None: no flush, no write, at most a few microseconds if None.
+
+        `told` is the errno that `flush` was told by the cursor.
+        """
+        if self._probe >= 0:
+            if _syncfs(self._probe) is None:
+                return None
+            os.close(self._probe)
+            self._probe = -1
+            events = self.trace.take(self.s_dev) if self.trace else None
+            known = events.inodes if events and not events.lost else None
+            return Sighting(errno.EIO, "probe", False, known)
+        if self.trace:
+            events = self.trace.take(self.s_dev)
+            if events:
+                self._known = not told
+                return Sighting(told or errno.EIO, "trace", bool(told), None if events.lost else events.inodes)
+        if told and not self._known:
+            return Sighting(told, "cursor", True, None)
+        if told:
+            self._known = False
+        return None
+
+    def renew(self, scratch_fd: int) -> Renewal:
+        """Consume the error that the probe fired on, and mount a fresh one: the state is changed by `install` only.
+
+        An error may come after it was consumed and before the probe stands, and the host may look at it in between.
+        So the cursor is asked once more when the probe stands: if it has nothing to tell, nothing was missed.
+        """
+        taken = False
+        for _ in range(_ROUNDS):
+            taken = _syncfs(self._cursor) is not None or taken
+            try:
+                probe = probes.mount(scratch_fd, volatile=True)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    continue
+                break
+            if _syncfs(self._cursor) is None:
+                return Renewal(probe, taken)
+            taken = True
+            os.close(probe)
+        return Renewal(None, taken)
+
+    def install(self, renewal: Renewal) -> None:
+        """Use the fresh probe; if there is none, the cursor from now on."""
+        if renewal.probe is not None:
+            self._probe = renewal.probe
+        else:
+            os.close(self._plain)
+            self._plain = -1
+
+    def read_only(self) -> bool:
+        """Whether the upper is read-only, which makes syncfs return 0 without doing anything (sync_filesystem)."""
+        return bool(os.fstatvfs(self._cursor).f_flag & os.ST_RDONLY)
+
+    def close(self) -> None:
+        """Close everything, whatever of it fails; raise the last failure."""
+        with contextlib.ExitStack() as stack:
+            if self.trace:
+                stack.callback(self.trace.forget, self.s_dev)
+            for fd in (self._cursor, self._plain, self._probe):
+                if fd >= 0:
+                    stack.callback(os.close, fd)
+            self._cursor = self._plain = self._probe = -1
+
+    def _first_look(self, scratch_fd: int) -> None:
+        if self._plain >= 0:
+            try:
+                self._probe = probes.mount(scratch_fd, volatile=True)
+                return
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    self._stand_by(scratch_fd)
+                    return
+                self.refused = error
+                self.install(NONE)
+        told = self.flush().told
+        if self.trace:
+            self.trace.take(self.s_dev)
+        if told:
+            self.standing = Sighting(told, "standing", True, None)
+
+    def _stand_by(self, scratch_fd: int) -> None:
+        """An error stands unseen: with the tracepoint it may go on standing, without it must go."""
+        taken = False
+        if self.trace:
+            self.trace.take(self.s_dev)
+        else:
+            renewal = self.renew(scratch_fd)
+            self.install(renewal)
+            taken = renewal.taken
+        self.standing = Sighting(errno.EIO, "standing", taken, None)
+
+
+def superblock(directory_fd: int) -> int:
+    """The device number of the superblock that the directory is on, as os.makedev builds it.
+
+    Not st_dev: that of a btrfs subvolume, and of some stacked filesystems, is another number. A lock's line in fdinfo
+    is where the kernel shows inode->i_sb->s_dev (fs/locks.c, lock_get_status), on a detached mount too, of which
+    mountinfo knows nothing. `directory_fd` is a private directory: nobody else holds a flock(2) on it.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            line = _LOCK.search(info.read())
+        return os.makedev(int(line[1], 16), int(line[2], 16)) if line else os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+def has_a_name(directory_fd: int) -> bool:
+    """Whether the directory can still hold others: it has not been removed, nor its filesystem shut down."""
+    try:
+        return os.fstat(directory_fd).st_nlink > 0
+    except OSError:  # xfs after a shutdown
+        return False
+
+
+def _open_apart(directory_fd: int) -> int:
+    """A descriptor of the upper that keeps its superblock busy but not the caller's mount."""
+    try:
+        apart = mounts.clone(b"", dir_fd=directory_fd)
+    except OSError:  # no CAP_SYS_ADMIN, or a mount that must not be cloned: then through the caller's mount
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory_fd)
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=apart)
+    finally:
+        os.close(apart)
+
+
+def _syncfs(fd: int) -> OSError | None:
+    try:
+        files.syncfs(fd)
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,167 @@
+"""The tracepoint filemap:filemap_set_wb_err: each failed folio, with its superblock and inode number.
+
+It is the one way to tell a second error from a first that the host has not looked at yet: to errseq the two are one
+event. The kernel fires it just before it marks the superblock, so once a cursor or a probe has failed, the events are
+in the buffer.
+
+The buffer is a tracing instance of our own, so no other user of the tracer is disturbed and none disturbs us. Making
+one costs some 10 ms and removing it 60 ms (it waits for RCU), which is why it is one for each process. It
+outlives a process that is killed; the next `Trace` removes it (rmdir fails with EBUSY while anybody has it open).
+
+Where the buffer overflows (a disk that loses thousands of folios while nobody asks), the lines say so: then all
+watched superblocks count as having events, and their inodes as unknown. A false alarm is the lesser evil.
+"""
+
+import errno
+import itertools
+import os
+import re
+import threading
+from typing import NamedTuple
+
+from overt.host import mounts
+
+_EVENT = re.compile(rb"dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
+_LOST = b"LOST"
+_POINT = "events/filemap/filemap_set_wb_err"
+_TOTAL_KIB = 16 * 1024
+_MOST_KIB_EACH = 1410  # what the kernel gives an instance unasked
+_FILTER_BYTES = 4000
+
+_numbers = itertools.count(1)
+
+
+class Events(NamedTuple):
+    """What the tracepoint saw on one superblock."""
+
+    inodes: dict[int, int]
+    """failed folios by inode number"""
+    lost: bool
+    """whether events were lost, so that `inodes` is not all of it"""
+
+    def __bool__(self) -> bool:
+        return bool(self.inodes) or self.lost
+
+
+NOTHING = Events({}, False)
+
+
+class Trace:
+    """The events of the superblocks that are watched. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        """Make the instance; OSError where tracefs cannot be had (EPERM, ENODEV) or has no such tracepoint (ENOENT)."""
+        mount_fd = mounts.new_mount("tracefs", [])
+        try:
+            self._instances = os.open("instances", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mount_fd)
+        finally:
+            os.close(mount_fd)
+        self._lock = threading.Lock()
+        self._pending: dict[int, Events] = {}
+        self._pipe = -1
+        self._closing = False
+        self.name = f"overt-{os.getpid()}-{next(_numbers)}"
+        try:
+            _remove_stale(self._instances)
+            os.mkdir(self.name, dir_fd=self._instances)
+        except OSError:
+            os.close(self._instances)
+            raise
+        try:
+            self._start()
+        except OSError:
+            self._remove()
+            raise
+
+    def watch(self, s_dev: int) -> None:
+        """Collect the events of the superblock with device number `s_dev` (as os.makedev builds it) from now on."""
+        with self._lock:
+            self._pending[s_dev] = NOTHING
+            self._filter()
+
+    def forget(self, s_dev: int) -> None:
+        """Stop collecting the events of `s_dev`."""
+        with self._lock:
+            del self._pending[s_dev]
+            if self._closing and not self._pending:
+                self._remove()
+            else:
+                self._filter()
+
+    def take(self, s_dev: int) -> Events:
+        """The events of `s_dev` since the last time they were taken."""
+        with self._lock:
+            self._read()
+            events = self._pending[s_dev]
+            if events:
+                self._pending[s_dev] = NOTHING
+            return events
+
+    def close(self) -> None:
+        """Remove the instance: now, or when the last superblock is forgotten (its flush may still be under way)."""
+        with self._lock:
+            self._closing = True
+            if not self._pending:
+                self._remove()
+
+    def _start(self) -> None:
+        each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))
+        if each < _MOST_KIB_EACH:
+            self._write("buffer_size_kb", str(each))
+        self._write("trace_options", "nocontext-info")
+        self._filter()
+        self._pipe = os.open(f"{self.name}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._instances)
+        self._write(f"{_POINT}/enable", "1")
+
+    def _remove(self) -> None:
+        try:
+            if self._pipe >= 0:
+                os.close(self._pipe)
+            os.rmdir(self.name, dir_fd=self._instances)
+        finally:
+            os.close(self._instances)
+
+    def _write(self, path: str, text: str) -> None:
+        fd = os.open(f"{self.name}/{path}", os.O_WRONLY, dir_fd=self._instances)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def _filter(self) -> None:
+        devices = [os.major(s_dev) << 20 | os.minor(s_dev) for s_dev in self._pending]
+        words = " || ".join(f"s_dev == {device}" for device in devices or [0])
+        self._write(f"{_POINT}/filter", words if len(words) < _FILTER_BYTES else "0")
+
+    def _read(self) -> None:
+        while True:
+            try:
+                text = os.read(self._pipe, 1 << 16)
+            except BlockingIOError:
+                return
+            for major, minor, ino in _EVENT.findall(text):
+                s_dev = os.makedev(int(major), int(minor))
+                if s_dev in self._pending:
+                    events = self._of(s_dev)
+                    number = int(ino, 16)
+                    events.inodes[number] = events.inodes.get(number, 0) + 1
+            if _LOST in text:
+                for s_dev in self._pending:
+                    self._pending[s_dev] = self._of(s_dev)._replace(lost=True)
+
+    def _of(self, s_dev: int) -> Events:
+        events = self._pending[s_dev]
+        if events is NOTHING:
+            events = self._pending[s_dev] = Events({}, False)
+        return events
+
+
+def _remove_stale(instances: int) -> None:
+    for name in os.listdir(instances):
+        owner = re.fullmatch(r"overt-(\d+)-\d+", name)
+        if owner and not os.path.exists(f"/proc/{owner[1]}"):
+            try:
+                os.rmdir(name, dir_fd=instances)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EBUSY):  # somebody was faster, or it is in use after all
+                    raise

@@ -1,0 +1,281 @@
+"""Uppers: each upper filesystem of this process, with its eyes, its ledger and its flusher, shared by all its overlays.
+
+What an upper is asked, and what each costs:
+
+    check()     has an error been recorded?    no flush, no write, no wait; a few microseconds; any thread
+    flush()     make everything durable,       one flush for all who ask at the same time; the answer comes
+                then check                     on the flusher's thread
+
+Both put what they see into the ledger, where each overlay finds what it owes to its descriptions. So an answer of None
+to `flush` means "the flush went through", and not "there was no error".
+
+A flush that itself fails (a device flush, a journal being aborted, a filesystem that was shut down) is an error of the
+upper too, for every overlay on it; `Health` has the details.
+
+Locks: `_lock` is held for microseconds and guards the ledger and the state of the eyes; `_disk` is held as long as the
+disk takes, and serialises flushes with the mounting of fresh probes. Nobody who holds `_lock` waits for `_disk`.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from overt.ledger import Account, Ledger, UpperError
+from overt.upper.eyes import Eyes, Sighting, has_a_name, superblock
+from overt.upper.flusher import Done, Flusher
+from overt.upper.health import Health
+from overt.upper.trace import Trace
+
+OnError = Callable[[UpperError, "Upper"], None]
+
+
+class _Doors(NamedTuple):
+    """Directories of the overlay that is being mounted; the caller's."""
+
+    directory_fd: int
+    scratch_fd: int
+
+
+class Upper:
+    """One upper filesystem. Made by `Uppers.get`; it holds nothing open before the first `attach`."""
+
+    def __init__(self, uppers: "Uppers", s_dev: int, doors: _Doors) -> None:
+        self.ledger = Ledger()
+        self.s_dev = s_dev
+        self.flushes = 0
+        self.taken = 0
+        self._uppers = uppers
+        self._doors = doors
+        self._eyes: Eyes | None = None
+        self._flusher: Flusher | None = None
+        self._health = Health()
+        self._born_read_only = False
+        self._scratch: dict[Account, int] = {}
+        self._inodes: dict[int, dict[int, int] | None] = {}
+        self._news: list[UpperError] = []
+        self._lock = threading.Lock()
+        self._disk = threading.Lock()
+
+    @property
+    def eyes(self) -> str:
+        """What it is seen with: ``probes+trace``, ``probes``, ``trace``, ``cursor``; empty without overlays."""
+        return self._eyes.name if self._eyes else ""
+
+    @property
+    def refused(self) -> str:
+        """Why there are no probes, or the empty string."""
+        return str((self._eyes and self._eyes.refused) or "")
+
+    @property
+    def failing(self) -> OSError | None:
+        """With what every flush fails at present, or None."""
+        return self._health.failing
+
+    def attach(self, name: str, *, volatile: bool) -> Account:
+        """An account for an overlay mounted now: errors recorded so far, those yet unseen included, are not told to it.
+
+        To be called while the descriptors given to `Uppers.get` are open. Raises OSError where the upper cannot be
+        opened or, in the one case that needs a flush here (the eyes want renewal: no tracepoint), flushed.
+        """
+        with self._uppers.lock:
+            scratch_fd = os.dup(self._doors.scratch_fd)
+            try:
+                eyes = self._open()
+                self.check()
+                if eyes.need_flush:
+                    failure = self._flush(eyes, scratch_fd)
+                    if failure:
+                        raise failure
+                with self._lock:
+                    self._see(eyes)
+                    account = self.ledger.open_account(name, volatile=volatile)
+                    self._scratch[account] = scratch_fd
+            except BaseException:
+                os.close(scratch_fd)
+                self._close_if_unused()
+                raise
+        self._announce()
+        return account
+
+    def detach(self, account: Account) -> None:
+        """Forget an overlay. With the last one everything is closed, after the flush that may be under way."""
+        with self._uppers.lock:
+            with self._lock:
+                self.ledger.close_account(account)
+                scratch_fd = self._scratch.pop(account)
+            try:
+                os.close(scratch_fd)
+            finally:
+                self._close_if_unused()
+
+    def flush(self, done: Done) -> None:
+        """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
+
+        The flush begins after this call; all who wait for one share it.
+        """
+        assert self._flusher, "flush of an upper without overlays"
+        self._flusher.ask(done)
+
+    def check(self) -> None:
+        """Enter errors that the upper has recorded since the last look into the ledger. Neither flushes nor waits."""
+        with self._lock:
+            assert self._eyes, "check of an upper without overlays"
+            self._see(self._eyes)
+        if self._news:
+            self._announce()
+
+    def events(self, since: int) -> dict[int, int] | None:
+        """Failed folios by inode number, of the errors numbered above `since`; None where they are not all known."""
+        total: dict[int, int] = {}
+        with self._lock:
+            for error in self.ledger.errors[since:]:
+                inodes = self._inodes[error.number]
+                if inodes is None:
+                    return None
+                for ino, count in inodes.items():
+                    total[ino] = total.get(ino, 0) + count
+        return total
+
+    def _open(self) -> Eyes:
+        if self._eyes:
+            return self._eyes
+        eyes = Eyes(self.s_dev, *self._doors, self._uppers.trace)
+        self._uppers.known[self.s_dev] = self
+        self._born_read_only = eyes.read_only()
+        self._flusher = Flusher(
+            lambda: self._flush_for_all(eyes), f"flush-{os.major(self.s_dev)}:{os.minor(self.s_dev)}"
+        )
+        self._eyes = eyes
+        if eyes.standing:
+            with self._lock:
+                self.taken += eyes.standing.taken
+                self._record(eyes.standing)
+        return eyes
+
+    def _close_if_unused(self) -> None:
+        if self.ledger.accounts:
+            return
+        if self._uppers.known.get(self.s_dev) is self:
+            del self._uppers.known[self.s_dev]
+        eyes, flusher = self._eyes, self._flusher
+        self._eyes = self._flusher = None
+        if eyes and flusher:
+            flusher.close(after=eyes.close)
+
+    def _flush_for_all(self, eyes: Eyes) -> OSError | None:
+        with self._lock:
+            scratch_fd = self._live_scratch()
+        try:
+            return self._flush(eyes, scratch_fd)
+        finally:
+            if scratch_fd >= 0:
+                os.close(scratch_fd)
+            self._announce()
+
+    def _flush(self, eyes: Eyes, scratch_fd: int) -> OSError | None:
+        with self._disk:
+            self.flushes += 1
+            failure, told = eyes.flush()
+            with self._lock:
+                self._see(eyes, told)
+            if scratch_fd < 0:  # the last overlay has gone meanwhile
+                return failure
+            if failure is None and eyes.spent:
+                self._renew(eyes, scratch_fd)
+            if eyes.read_only() and not self._born_read_only:
+                self._health.doubt()
+            failure, entry, source = self._health.judge(failure, scratch_fd)
+            if entry:
+                with self._lock:
+                    self._record(Sighting(entry.errno or errno.EIO, source, False, None))
+            return failure
+
+    def _renew(self, eyes: Eyes, scratch_fd: int) -> None:
+        renewal = eyes.renew(scratch_fd)
+        with self._lock:
+            eyes.install(renewal)
+            if renewal.taken:
+                self.taken += 1
+                error = self.ledger.mark_taken(len(self.ledger.errors))
+                self._news = [other for other in self._news if other.number != error.number] + [error]
+
+    def _live_scratch(self) -> int:
+        """A duplicate of a scratch directory; if possible of one that still has a name (the next probe needs it)."""
+        if not self._scratch:
+            return -1
+        named = (fd for fd in self._scratch.values() if has_a_name(fd))
+        return os.dup(next(named, next(iter(self._scratch.values()))))
+
+    def _see(self, eyes: Eyes, told: int = 0) -> None:
+        self.taken += bool(told)
+        sighting = eyes.look(told)
+        if sighting:
+            self._record(sighting)
+
+    def _record(self, sighting: Sighting) -> None:
+        error = self.ledger.record(sighting.errno, time.time(), sighting.source, taken=sighting.taken)
+        self._inodes[error.number] = sighting.inodes
+        self._health.doubt()
+        self._news.append(error)
+
+    def _announce(self) -> None:
+        with self._lock:
+            news, self._news = self._news, []
+        if self._uppers.on_error:
+            for error in news:
+                self._uppers.on_error(error, self)
+
+
+class Uppers:
+    """The uppers of one process, by superblock."""
+
+    def __init__(self, on_error: OnError | None = None, *, trace: bool = True) -> None:
+        """`on_error` is called once for each error recorded, and once more (`taken` set) for one that was taken later.
+
+        It runs on whichever thread saw the error. With `trace` False the tracepoint is left alone.
+        """
+        self.on_error = on_error
+        self.known: dict[int, Upper] = {}
+        self.lock = threading.RLock()
+        self.untraced: OSError | None = None
+        """why there is no tracepoint"""
+        self._wanted = trace
+        self._trace: Trace | None = None
+
+    @property
+    def trace(self) -> Trace | None:
+        """The tracing instance, made when the first upper needs it; None where it cannot be had."""
+        if self._trace is None and self._wanted:
+            self._wanted = False
+            try:
+                self._trace = Trace()
+            except OSError as error:
+                self.untraced = error
+        return self._trace
+
+    def get(self, directory_fd: int, scratch_fd: int) -> Upper:
+        """The upper that the directory `directory_fd` is on; `scratch_fd` is a private directory there.
+
+        Both have to stay open until `Upper.attach` has returned. Raises OSError as open(2) and flock(2) do.
+        """
+        s_dev = superblock(scratch_fd)
+        doors = _Doors(directory_fd, scratch_fd)
+        with self.lock:
+            upper = self.known.get(s_dev)
+            if upper is None:
+                upper = self.known[s_dev] = Upper(self, s_dev, doors)
+            upper._doors = doors
+            return upper
+
+    def close(self) -> None:
+        """Let go of all uppers, with or without overlays, and of the tracepoint."""
+        with self.lock:
+            for upper in list(self.known.values()):
+                for account in list(upper.ledger.accounts):
+                    upper.detach(account)
+            if self._trace:
+                self._trace.close()
+                self._trace = None
