@@ -99,6 +99,14 @@ def test_a_request_that_is_cut_off_anywhere_or_goes_on_too_long_is_refused(kerne
     decode(session, whole)
 
 
+@pytest.mark.parametrize("difference", [-1, 1, 8, 1 << 20])
+def test_a_request_that_lies_about_its_length_is_refused(kernel: Any, difference: int) -> None:
+    session = kernel.session()
+    data = kernel.request("LOOKUP", 4, None, (b"name",))
+    data[0:4] = (len(data) + difference).to_bytes(4, "little")
+    assert (refused(session, data).unique, refused(session, data).errno) == (4, EIO)
+
+
 def test_less_than_a_header_is_refused_in_silence(kernel: Any) -> None:
     error = refused(kernel.session(), bytes(39))
     assert (error.unique, error.errno, error.reply) == (0, EIO, b"")

@@ -48,6 +48,14 @@ def test_what_is_granted_was_wanted_and_offered(
     assert out.map_alignment == 0
 
 
+def test_passthrough_and_the_writeback_cache_exclude_each_other(kernel: Any) -> None:
+    both = fuse.FUSE_PASSTHROUGH | fuse.FUSE_WRITEBACK_CACHE
+    new = kernel.session(wanted=both)
+    assert new.flags & both == fuse.FUSE_PASSTHROUGH
+    old = kernel.session(wanted=both, offered=fuse.FUSE_WRITEBACK_CACHE)
+    assert old.flags & both == fuse.FUSE_WRITEBACK_CACHE
+
+
 @pytest.mark.parametrize(("major", "minor"), [(7, 30), (7, 0), (6, 46), (0, 0)])
 def test_a_kernel_that_is_too_old_is_told_eproto_and_the_log_says_which_it_is(
     kernel: Any, major: int, minor: int

@@ -169,6 +169,16 @@ def test_a_directory_holds_the_entries_that_fit_in_order(kernel: Any, wanted: li
         assert kernel.entries(session.directory(4, buffer), plus) == expected
 
 
+@pytest.mark.parametrize("length", [1, 8, 9, 255])
+def test_an_entry_that_fits_to_the_byte_is_taken(length: int) -> None:
+    padded = length + 7 & ~7
+    for missing in (0, 1):
+        assert DirBuffer(24 + padded - missing).add(1, 2, 8, b"n" * length) is (not missing)
+        assert DirBuffer(152 + padded - missing).add_bare(1, 2, 8, b"n" * length) is (not missing)
+        plus = DirBuffer(152 + padded - missing)
+        assert plus.add_plus(20, 21, VALID, pack(ATTR), 1, 2, 8, b"n" * length) is (not missing)
+
+
 def test_notifications_are_replies_to_nobody_with_a_code_for_an_error(kernel: Any) -> None:
     reply = notify.inval_inode(5, -1, 0)
     assert kernel.header(reply) == (40, fuse.FUSE_NOTIFY_INVAL_INODE, 0)
