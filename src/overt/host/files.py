@@ -52,14 +52,12 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
     syscall("renameat2", old_dir, old, new_dir, new, flags, about=old)
 
 
-def utimensat(dir_fd: int, name: bytes | None, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """Set times, (seconds, nanoseconds) each, nanoseconds may be UTIME_NOW or UTIME_OMIT; no link is followed.
-
-    With `name` None the file is `dir_fd` itself.
-    """
+def utimensat(
+    dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int], *, follow: bool = False
+) -> None:
+    """Set times, (seconds, nanoseconds) each; nanoseconds may be UTIME_NOW or UTIME_OMIT (utimensat(2))."""
     times = _TIMESPECS.pack(*atime, *mtime)
-    flags = 0 if name is None else AT_SYMLINK_NOFOLLOW
-    check(libc.utimensat(dir_fd, name, times, flags), name or dir_fd)
+    check(libc.utimensat(dir_fd, name, times, 0 if follow else AT_SYMLINK_NOFOLLOW), name)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -24,6 +24,7 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR__ATIME = 0x70
 
 MNT_FORCE = 1
 MNT_DETACH = 2
@@ -89,6 +90,8 @@ def clone(path: str | bytes, *, dir_fd: int = AT_FDCWD, attributes: int = 0) -> 
 
 def set_attributes(fd: int, add: int = 0, remove: int = 0) -> None:
     """Set and clear MOUNT_ATTR_* on the mount whose root `fd` is (mount_setattr(2))."""
+    if add & MOUNT_ATTR__ATIME:
+        remove |= MOUNT_ATTR__ATIME  # the ways to treat access times are one field, not single bits
     packed = _MOUNT_ATTR.pack(add, remove, 0, 0)
     syscall("mount_setattr", fd, b"", AT_EMPTY_PATH, packed, len(packed))
 

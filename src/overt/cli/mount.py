@@ -1,0 +1,118 @@
+"""overt mount: one overlay, served by a process of its own or by a server that runs already."""
+
+import json
+import os
+import sys
+import threading
+import traceback
+from typing import Any
+
+import click
+
+from overt.overlay.options import OptionError, Options, parse
+from overt.server.client import Client, ServerError
+
+_OPTIONS_HELP = (
+    "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
+    "unseen=record|refuse, nopassthrough, nosuid, nodev, noexec."
+)
+
+
+@click.command()
+@click.option("-o", "options", multiple=True, required=True, metavar="OPTIONS", help=_OPTIONS_HELP)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; events go to standard error.")
+@click.option("--server", metavar="SOCKET", help="Have the server behind SOCKET (overt serve) hold the mount.")
+@click.argument("target", metavar="MNT")
+def command(options: tuple[str, ...], target: str, *, foreground: bool, server: str | None) -> int:
+    """Mount an overlay at MNT.
+
+    Returns when the mount is live. Unmount with `overt umount MNT`, which also says whether data was lost.
+    """
+    text = ",".join(options)
+    try:
+        parsed = parse(text)
+        if server is not None:
+            with Client(server) as client:
+                notices = client.mount(target, text)
+            for line in notices:
+                click.echo(f"overt: {target}: {line}", err=True)
+            return 0
+    except OptionError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
+    except ServerError as error:
+        click.echo(f"overt: {error}", err=True)
+        return error.status
+    if foreground:
+        return _serve(parsed, target, _say, foreground=True)
+    return _daemon(parsed, target)
+
+
+def _say(result: dict[str, Any]) -> None:
+    if "error" in result:
+        click.echo(f"overt: {result['error']}", err=True)
+    for line in result.get("notices", []):
+        click.echo(f"overt: {result['target']}: {line}", err=True)
+
+
+def _daemon(options: Options, target: str) -> int:
+    """Fork the server, and wait until it has mounted or said why not."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        status = 1
+        try:
+            os.close(reading)
+            os.setsid()
+
+            def report(result: dict[str, Any]) -> None:
+                os.write(writing, json.dumps(result).encode())
+                os.close(writing)
+                _let_go_of_terminal()
+
+            status = _serve(options, target, report, foreground=False)
+        except BaseException:  # nobody above may see it: this is the child of a fork
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    if not answer:
+        click.echo("overt: the server ended before it had mounted", err=True)
+        return 1
+    result = json.loads(answer)
+    _say(result)
+    return int(result.get("status", 0))
+
+
+def _let_go_of_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
+def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> int:
+    from overt.server.layers import Refusal
+    from overt.server.main import serve
+    from overt.server.service import Service
+
+    absolute = os.path.abspath(target)
+    failed = threading.Event()
+
+    def first(service: Service) -> None:
+        try:
+            notices = service.mount(options, absolute)
+        except Refusal as error:
+            failed.set()
+            report({"error": str(error), "status": 1})
+            raise
+        except OSError as error:
+            failed.set()
+            report({"error": f"{absolute}: {error.strerror}", "status": 1})
+            raise Refusal(str(error)) from None
+        report({"notices": notices, "target": target})
+
+    status = serve(foreground=foreground, first=first)
+    sys.stdout.flush()
+    return 1 if failed.is_set() else status

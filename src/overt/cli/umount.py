@@ -1,0 +1,52 @@
+"""overt umount: the end of a mount, and what is known of its data."""
+
+import json
+import os
+from typing import Any
+
+import click
+
+from overt.host import mounts
+from overt.server import registry
+from overt.server.client import Client, ServerError
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.argument("target", metavar="MNT")
+def command(target: str, *, as_json: bool) -> int:
+    """Unmount MNT, and say whether data was lost.
+
+    An ordinary mount is flushed first. Exit status: 0 no error was recorded, 3 data is lost or may be lost, 1 it could not
+    be unmounted.
+    """
+    place = os.path.abspath(target)
+    owners = [entry for entry in registry.entries() if entry.target == place]
+    owners = owners or [entry for entry in registry.entries() if entry.target == os.path.realpath(place)]
+    if not owners:
+        click.echo(f"overt: {target}: not an overt mount", err=True)
+        return 1
+    entry = owners[-1]
+    if not entry.alive:
+        if registry.mounted(entry):
+            mounts.umount(entry.target, mounts.MNT_DETACH)
+        registry.remove(entry.device)
+        click.echo(f"overt: {target}: its server {entry.pid} was dead: cleared away; what it had not flushed may be lost", err=True)
+        return 3
+    try:
+        with Client(registry.directory() / f"{entry.pid}.sock") as client:
+            record = client.umount(entry.target)
+    except ServerError as error:
+        click.echo(f"overt: {error}", err=True)
+        return 1
+    click.echo(json.dumps(record) if as_json else _words(record))
+    return 0 if record["verdict"] == "no error recorded" else 3
+
+
+def _words(record: dict[str, Any]) -> str:
+    text = str(record["verdict"])
+    if record.get("files"):
+        text += ": " + ", ".join(record["files"])
+    if record["volatile"]:
+        text += " (volatile: nothing was flushed)"
+    return text

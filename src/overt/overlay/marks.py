@@ -1,0 +1,30 @@
+"""The marks that overlayfs leaves in a layer: whiteouts, opaque directories, private xattrs (fs/overlayfs/util.c)."""
+
+import stat
+
+PREFIX = b"trusted.overlay."
+USER_PREFIX = b"user.overlay."
+
+OPAQUE = b"opaque"
+WHITEOUT = b"whiteout"
+
+OPAQUE_YES = b"y"
+OPAQUE_WITH_XATTR_WHITEOUTS = b"x"
+"""The directory hides nothing, but regular empty files in it may be whiteouts (OVL_XATTR_XWHITEOUT since 6.7)."""
+
+MUST_COPY = (b"system.posix_acl_access", b"system.posix_acl_default", b"security.")
+
+
+def is_whiteout(mode: int, rdev: int) -> bool:
+    """Whether a layer's file of this `st_mode` and `st_rdev` says that the name is gone: a character device 0:0."""
+    return rdev == 0 and stat.S_ISCHR(mode)
+
+
+def may_be_xattr_whiteout(mode: int, size: int) -> bool:
+    """Whether the file can be a whiteout by xattr: an empty regular file."""
+    return size == 0 and stat.S_ISREG(mode)
+
+
+def must_copy(xattr: bytes) -> bool:
+    """Whether a copy-up has to fail when the upper cannot take this xattr (ovl_must_copy_xattr)."""
+    return xattr.startswith(MUST_COPY)

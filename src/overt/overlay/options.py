@@ -1,0 +1,113 @@
+"""Mount options, as ``mount -o`` has them."""
+
+from typing import NamedTuple
+
+FSYNC_MODES = ("auto", "strict", "volatile")
+UNSEEN_MODES = ("record", "refuse")
+
+_IGNORED = {
+    "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
+    "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
+}  # fmt: skip
+
+
+class OptionError(ValueError):
+    """An option that cannot be used; the text names it and says what to do."""
+
+
+class Options(NamedTuple):
+    """What a mount is asked to be."""
+
+    lower: tuple[str, ...]
+    """uppermost first"""
+    upper: str | None
+    work: str | None
+    fsync: str = "auto"
+    read_only: bool = False
+    unseen: str = "record"
+    passthrough: bool = True
+    no_suid: bool = False
+    no_dev: bool = False
+    no_exec: bool = False
+
+    @property
+    def volatile(self) -> bool:
+        """Whether nothing of the fsync family flushes."""
+        return self.fsync == "volatile"
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at `separator`, except where a backslash stands before it; the backslashes are taken out.
+
+    Kernel overlayfs's rule for ``:`` in lowerdir and ``,`` in paths (ovl_next_opt, ovl_parse_layer).
+    """
+    parts = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            following = next(characters, "\\")
+            parts[-1] += following if following in (separator, "\\") else "\\" + following
+        elif character == separator:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def parse(text: str) -> Options:
+    """Read ``lowerdir=A:B,upperdir=U,workdir=W[,volatile|,fsync=auto|strict|volatile][,ro]...``; raise OptionError."""
+    values: dict[str, str] = {}
+    flags: set[str] = set()
+    for item in _items(text):
+        key, equals, value = item.partition("=")
+        if key in ("lowerdir", "upperdir", "workdir", "fsync", "unseen"):
+            if not value:
+                raise OptionError(f"{key}= needs a value")
+            if values.get(key, value) != value:
+                raise OptionError(f"{key}= is given twice")
+            values[key] = value
+        elif not equals and key in ("ro", "volatile", "nopassthrough", "nosuid", "nodev", "noexec"):
+            flags.add(key)
+        elif equals or key not in _IGNORED:
+            raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
+    fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
+    _one_of("fsync", fsync, FSYNC_MODES)
+    _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
+    if "volatile" in flags and fsync != "volatile":
+        raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")
+    if "lowerdir" not in values:
+        raise OptionError("lowerdir= is missing: name at least one lower layer")
+    lower = tuple(split(values["lowerdir"], ":"))
+    if not all(lower):
+        raise OptionError("lowerdir= has an empty layer (write \\: for a colon in a name)")
+    upper, work = values.get("upperdir"), values.get("workdir")
+    if upper and not work:
+        raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
+    if work and not upper:
+        raise OptionError("workdir= is given without upperdir=")
+    if fsync == "volatile" and not upper:
+        raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
+    return Options(
+        lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
+        "nopassthrough" not in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+    )  # fmt: skip
+
+
+def _items(text: str) -> list[str]:
+    """The options of `text`; a comma after a backslash belongs to a value, and other backslashes stay for later."""
+    items = [""]
+    escaped = False
+    for character in text:
+        if character == "," and not escaped:
+            items.append("")
+        elif character == "," and escaped:
+            items[-1] = items[-1][:-1] + ","
+        else:
+            items[-1] += character
+        escaped = character == "\\" and not escaped
+    return [item for item in items if item]
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{key}={value}: not one of {', '.join(allowed)}")

@@ -1,0 +1,1 @@
+"""One process, many mounts: the loop, the workers, mounting and unmounting."""

@@ -1,0 +1,169 @@
+"""Attributes: GETATTR, SETATTR, xattrs, STATFS."""
+
+import errno
+import os
+import stat
+
+from overt.fuse.session import Request
+from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
+from overt.overlay import marks
+from overt.server import identity
+from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
+from overt.tree.copyup import copy_up
+from overt.tree.node import Node
+from overt.tree.tree import Tree
+from overt.wire import fuse
+
+Reply = bytes | memoryview | None
+
+_CHANGES = (
+    fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME
+    | fuse.FATTR_KILL_SUIDGID
+)  # fmt: skip
+
+
+def getattr_(mount: Mount, request: Request) -> Reply:
+    """GETATTR."""
+    node = mount.tree.node(request.nodeid)
+    st = mount.tree.stat(node)
+    valid = UNTIL_ASKED if node.writers else FOREVER
+    return mount.session.attr(request.unique, valid, mount.attr(node, st))
+
+
+def setattr_(mount: Mount, request: Request) -> Reply:
+    """SETATTR: size, owner, mode, times, in the order in which none undoes another."""
+    valid, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, uid, gid = request.arg[:13]
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    if valid & _CHANGES:
+        identity.become_root()
+        copy_up(tree, node, size if valid & fuse.FATTR_SIZE else None)
+    if valid & fuse.FATTR_SIZE:
+        _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
+    if valid & (fuse.FATTR_UID | fuse.FATTR_GID):
+        owner = uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1
+        if node.anchor >= 0:
+            os.chown(tree.path(node), *owner)
+        else:
+            directory, name = tree.at(node)
+            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
+    if valid & fuse.FATTR_MODE:
+        _chmod(tree, node, stat.S_IMODE(mode))
+    elif valid & fuse.FATTR_KILL_SUIDGID:
+        drop_privileges(tree, node)
+    if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
+        times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
+        if valid & fuse.FATTR_ATIME:
+            times[0] = (0, UTIME_NOW) if valid & fuse.FATTR_ATIME_NOW else (atime, atime_ns)
+        if valid & fuse.FATTR_MTIME:
+            times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
+        directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
+        utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+    return getattr_(mount, request)
+
+
+def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
+    handle = mount.handles.get(fh) if fh is not None else None
+    if handle is not None and handle.writes:
+        os.ftruncate(handle.fd, size)
+        return
+    fd = mount.tree.open(node, os.O_WRONLY)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _chmod(tree: Tree, node: Node, mode: int) -> None:
+    if node.anchor >= 0:
+        os.chmod(tree.path(node), mode)
+    else:
+        directory, name = tree.at(node)
+        os.chmod(name, mode, dir_fd=directory)
+
+
+def drop_privileges(tree: Tree, node: Node) -> None:
+    """Take away what a write must not leave: the setuid bit, an executable's setgid bit, file capabilities.
+
+    FUSE_HANDLE_KILLPRIV_V2 leaves this to the server (fs/inode.c, setattr_should_drop_suidgid).
+    """
+    mode = tree.stat(node).st_mode
+    if not stat.S_ISREG(mode):
+        return
+    gone = mode & stat.S_ISUID | (mode & stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    if gone:
+        _chmod(tree, node, stat.S_IMODE(mode & ~gone))
+    try:
+        os.removexattr(tree.path(node), b"security.capability", follow_symlinks=node.anchor >= 0)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+
+
+# xattrs
+
+
+def _refuse_private(name: bytes) -> None:
+    if name.startswith(marks.PREFIX):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def _sized(mount: Mount, request: Request, value: bytes) -> Reply:
+    size = request.arg[0]
+    if not size:
+        return mount.session.xattr_size(request.unique, len(value))
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return mount.session.data(request.unique, value)
+
+
+def getxattr(mount: Mount, request: Request) -> Reply:
+    """GETXATTR; overlayfs's own are not there."""
+    _refuse_private(request.name)
+    node = mount.tree.node(request.nodeid)
+    value = os.getxattr(mount.tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    return _sized(mount, request, value)
+
+
+def listxattr(mount: Mount, request: Request) -> Reply:
+    """LISTXATTR."""
+    node = mount.tree.node(request.nodeid)
+    names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
+    shown = [name for name in map(os.fsencode, names) if not name.startswith(marks.PREFIX)]
+    return _sized(mount, request, b"".join(name + b"\0" for name in shown))
+
+
+def setxattr(mount: Mount, request: Request) -> Reply:
+    """SETXATTR."""
+    _refuse_private(request.name)
+    identity.become_root()
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    copy_up(tree, node)
+    os.setxattr(tree.path(node), request.name, request.payload, request.arg[1], follow_symlinks=node.anchor >= 0)
+    if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
+        mode = tree.stat(node).st_mode
+        if mode & stat.S_ISGID:
+            _chmod(tree, node, stat.S_IMODE(mode & ~stat.S_ISGID))
+    return mount.session.empty(request.unique)
+
+
+def removexattr(mount: Mount, request: Request) -> Reply:
+    """REMOVEXATTR."""
+    _refuse_private(request.name)
+    identity.become_root()
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    if node.layer != 0:  # that there is no such xattr is no reason to copy the file up
+        os.getxattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    copy_up(tree, node)
+    os.removexattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    return mount.session.empty(request.unique)
+
+
+def statfs(mount: Mount, request: Request) -> Reply:
+    """STATFS: the upper's, or the topmost layer's."""
+    tree = mount.tree
+    st = os.fstatvfs(tree.layers[tree.root.layer].root)
+    sizes = st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize
+    return mount.session.statfs(request.unique, fuse.Kstatfs(*sizes))

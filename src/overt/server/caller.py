@@ -1,0 +1,47 @@
+"""Who asked, and in which system call: what the header of a FUSE request does not say.
+
+A SYNCFS request comes from syncfs(2), from umount(2), and from any sync(2) on the machine. The caller waits in that call,
+so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
+"""
+
+import platform
+from typing import NamedTuple
+
+# syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
+_SYNCFS = {"x86_64": (306, 344), "aarch64": (267, 388)}.get(platform.machine(), ())
+_SYNC = {"x86_64": (162, 36), "aarch64": (81, 36)}.get(platform.machine(), ())
+
+
+class Call(NamedTuple):
+    """A thread and the system call it waits in. `tid` is 0 for a thread outside our pid namespace."""
+
+    tid: int
+    number: int
+    argument: int
+
+    @property
+    def known(self) -> bool:
+        """Whether the call could be seen."""
+        return self.number >= 0
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether it is sync(2)."""
+        return self.number in _SYNC
+
+    @property
+    def is_syncfs(self) -> bool:
+        """Whether it is syncfs(2); `argument` is its descriptor then."""
+        return self.number in _SYNCFS
+
+
+def of(tid: int) -> Call:
+    """The call that thread `tid` waits in."""
+    if not tid:
+        return Call(0, -1, -1)
+    try:
+        with open(f"/proc/{tid}/syscall", "rb", 0) as file:
+            words = file.read(64).split()
+        return Call(tid, int(words[0]), int(words[1], 16))
+    except (OSError, ValueError, IndexError):  # gone, or not ours to see: an unknown call is treated as a question
+        return Call(tid, -1, -1)

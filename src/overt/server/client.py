@@ -1,0 +1,127 @@
+"""The other end of the control socket, and a server started for one's own use."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class ServerError(Exception):
+    """What the server refused; `status` is the exit status for it (1, or 2 for bad usage)."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Client:
+    """A conversation with one server."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Connect; OSError naming the socket if there is no server."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            self._socket.close()
+            raise OSError(error.errno, f"{error.strerror} (is `overt serve` running?)", os.fspath(path)) from None
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation."""
+        self._socket.close()
+
+    def mount(self, target: str, options: str) -> list[str]:
+        """Mount at `target`; `options` as for mount -o. Returns what cannot be promised. Raises ServerError."""
+        answer, _ = self._ask({"do": "mount", "target": os.path.abspath(target), "options": options})
+        return list(answer["notices"])
+
+    def mount_detached(self, options: str, label: str = "detached") -> int:
+        """A mount that is not in the tree yet: its descriptor, for move_mount(2). Raises ServerError."""
+        return self._ask({"do": "mount-detached", "target": label, "options": options})[1]
+
+    def umount(self, target: str) -> dict[str, Any]:
+        """Unmount; returns the record of errors. Raises ServerError."""
+        return dict(self._ask({"do": "umount", "target": os.path.abspath(target)})[0]["record"])
+
+    def status(self) -> dict[str, Any]:
+        """Mounts, uppers and errors."""
+        return dict(self._ask({"do": "status"})[0]["status"])
+
+    def events(self) -> list[dict[str, Any]]:
+        """The latest events."""
+        return list(self._ask({"do": "events"})[0]["events"])
+
+    def stop(self) -> None:
+        """Have the server unmount everything and end."""
+        self._ask({"do": "stop"})
+
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        received, fds = b"", []
+        while not received.endswith(b"\n"):
+            data, new, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            if not data:
+                raise ServerError("the server ended", 1)
+            received += data
+            fds += new
+        answer: dict[str, Any] = json.loads(received)
+        if "error" in answer:
+            raise ServerError(answer["error"], answer.get("status", 1))
+        return answer, fds[0] if fds else -1
+
+
+class Started:
+    """A server that `start` made."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", path: str) -> None:
+        self.process = process
+        self.path = path
+
+    def pids(self) -> list[int]:
+        """All its processes: the server and its watchdog."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [self.process.pid, *map(int, children.read_text().split())]
+
+    def stop(self, patience: float = 30.0) -> int:
+        """Have it unmount everything and end; kill it after `patience` seconds. Returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def start(path: str, *, log: str | None = None, patience: float = 20.0) -> Started:
+    """Start `overt serve` on socket `path`, ready when this returns; `log`: a file for its events (else discarded).
+
+    Raises OSError if it does not come up within `patience` seconds.
+    """
+    ready, tell = os.pipe()
+    try:
+        with open(log or os.devnull, "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "overt", "serve", "--foreground", "--socket", path, "--ready-fd", str(tell)],
+                pass_fds=[tell], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+            )  # fmt: skip
+    finally:
+        os.close(tell)
+    try:
+        if not select.select([ready], [], [], patience)[0] or not os.read(ready, 1):
+            process.kill()
+            process.wait()
+            raise OSError(f"overt serve on {path} did not start{': see ' + log if log else ''}")
+    finally:
+        os.close(ready)
+    return Started(process, path)

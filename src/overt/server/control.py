@@ -1,0 +1,85 @@
+"""The control socket: one JSON object a line in, one out. Only the server's own user may connect (mode 0600)."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from overt.overlay.options import OptionError, parse
+from overt.server.layers import Refusal
+from overt.server.service import Service
+
+
+class Control:
+    """Serves one unix socket; each connection has a thread while it lasts, because a mount takes its time."""
+
+    def __init__(self, service: Service, path: Path, stop: Callable[[], None]) -> None:
+        """`stop` ends the server."""
+        self._service = service
+        self._stop = stop
+        self.path = path
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(os.fspath(path))
+        finally:
+            os.umask(mask)
+        self._socket.listen(16)
+        service.engine.watch(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Take the socket away."""
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        connection, _ = self._socket.accept()
+        threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                fd = -1
+                try:
+                    answer, fd = self._answer(json.loads(line))
+                except (Refusal, OptionError) as error:
+                    answer = {"error": str(error), "status": 1 if isinstance(error, Refusal) else 2}
+                except OSError as error:
+                    answer = {"error": f"{error.filename or 'server'}: {error.strerror}", "status": 1, "errno": error.errno}
+                except Exception:
+                    self._service.events.crash("control request")
+                    answer = {"error": "internal error, see the server's log", "status": 1}
+                try:
+                    message = json.dumps(answer).encode() + b"\n"
+                    if fd >= 0:
+                        socket.send_fds(connection, [message], [fd])
+                        os.close(fd)
+                    else:
+                        connection.sendall(message)
+                except OSError as error:  # the client is gone
+                    self._service.events.say("client gone", why=str(error))
+                    return
+
+    def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        verb = request.get("do")
+        service = self._service
+        if verb == "mount":
+            notices = service.mount(parse(request["options"]), request["target"])
+            return {"notices": notices}, -1
+        if verb == "mount-detached":
+            fd = service.mount_detached(parse(request["options"]), request["target"])
+            return {}, fd
+        if verb == "umount":
+            return {"record": service.umount(request["target"])}, -1
+        if verb == "status":
+            return {"status": service.status()}, -1
+        if verb == "events":
+            return {"events": list(service.events.record)}, -1
+        if verb == "stop":
+            self._stop()
+            return {}, -1
+        return {"error": f"unknown request {verb!r}", "status": 2}, -1

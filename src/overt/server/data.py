@@ -1,0 +1,236 @@
+"""Open files and their data.
+
+Where the kernel grants passthrough, reads, writes and mappings go straight to the file in its layer: the server registers
+that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from how the kernel does it:
+
+* All open files of an inode share one backing. A file that is open for reading on a lower layer when it is copied up keeps
+  that one, as in overlayfs; whoever opens it from then on has to see the upper file. So the file gets a new number, and
+  the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds (do_filp_open).
+* The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
+  There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
+* The credential at registration counts: ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold.
+* It does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached, and when
+  it is closed the kernel is told to forget them if they are not the ones it was given.
+
+Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
+descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
+"""
+
+import errno
+import fcntl
+import os
+
+from overt.fuse import notify
+from overt.fuse.session import Request
+from overt.host.files import fallocate as host_fallocate
+from overt.server import identity
+from overt.server.attributes import drop_privileges
+from overt.server.mount import FOREVER, UNTIL_ASKED, Handle, Mount
+from overt.tree import change
+from overt.tree.copyup import copy_up
+from overt.tree.node import Node
+from overt.wire import fuse
+from overt.wire.record import pack
+
+Reply = bytes | memoryview | None
+
+# The kernel does these itself, in front of us; a descriptor that had them would do them twice.
+_NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
+_SYNC = os.O_SYNC | os.O_DSYNC
+_buffer = memoryview(bytearray(1 << 20))
+
+
+class Backing:
+    """A file registered for passthrough, used by so many open files."""
+
+    __slots__ = ("id", "layer", "users")
+
+    def __init__(self, number: int, layer: int) -> None:
+        self.id = number
+        self.layer = layer
+        self.users = 0
+
+
+def open_(mount: Mount, request: Request) -> Reply:
+    """OPEN."""
+    flags = request.arg[0]
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    cut = flags & os.O_TRUNC
+    if writes or cut:
+        identity.become_root()
+        copy_up(tree, node, 0 if cut else None)
+    backing = node.backing
+    if backing is not None and backing.layer != node.layer:
+        if request.nodeid == node.id:
+            tree.renumber(node)
+            node.backing = None
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if request.nodeid != node.id:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    fd = tree.open(node, _ours(mount, flags) | cut)
+    if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
+        drop_privileges(tree, node)
+    handle = _opened(mount, node, fd, flags, writes=writes)
+    return mount.session.opened(request.unique, handle.fh, *_how(mount, handle))
+
+
+def create(mount: Mount, request: Request) -> Reply:
+    """CREATE: of a name that the kernel takes for missing; one that is there after all is opened."""
+    flags, mode, umask = request.arg[:3]
+    identity.become(request.uid, request.gid, umask)
+    tree = mount.tree
+    node, st, fd = change.create(tree, tree.node(request.nodeid), request.name, _ours(mount, flags), mode)
+    return _created(mount, request, node, st, fd)
+
+
+def tmpfile(mount: Mount, request: Request) -> Reply:
+    """TMPFILE: open(2) with O_TMPFILE."""
+    flags, mode, umask = request.arg[:3]
+    identity.become(request.uid, request.gid, umask)
+    tree = mount.tree
+    keep = os.O_EXCL & flags
+    node, st, fd = change.tmpfile(tree, tree.node(request.nodeid), _ours(mount, flags) | keep, mode)
+    return _created(mount, request, node, st, fd)
+
+
+def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd: int) -> Reply:
+    flags = request.arg[0]
+    handle = _opened(mount, node, fd, flags, writes=flags & os.O_ACCMODE != os.O_RDONLY)
+    node.lookups += 1
+    valid = UNTIL_ASKED if node.writers else FOREVER
+    attr = mount.attr(node, st)
+    return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(mount, handle))
+
+
+def _ours(mount: Mount, flags: int) -> int:
+    """The flags that the server's own descriptor is opened with."""
+    return flags & ~(_NOT_OURS | _SYNC if mount.volatile else _NOT_OURS)
+
+
+def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool) -> Handle:
+    handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
+    try:
+        if mount.passthrough:
+            backing = node.backing
+            if backing is None:
+                identity.become_root()
+                request = bytearray(pack(fuse.BackingMap(fd, 0)))
+                backing = node.backing = Backing(fcntl.ioctl(mount.fd, fuse.FUSE_DEV_IOC_BACKING_OPEN, request), node.layer)
+            backing.users += 1
+            handle.backing = backing
+            handle.direct = mount.volatile and bool(flags & _SYNC)
+            if writes:
+                node.writers += 1
+    except OSError:
+        del mount.handles[handle.fh]
+        os.close(fd)
+        raise
+    if node.handles is None:
+        node.handles = {handle}
+    else:
+        node.handles.add(handle)
+    return handle
+
+
+def _how(mount: Mount, handle: Handle) -> tuple[int, int]:
+    """(open flags, backing id) of the reply."""
+    if handle.backing is None:
+        return fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE, 0
+    direct = fuse.FOPEN_DIRECT_IO if handle.direct else 0
+    return fuse.FOPEN_NOFLUSH | fuse.FOPEN_PASSTHROUGH | direct, handle.backing.id
+
+
+def release(mount: Mount, request: Request) -> Reply:
+    """RELEASE: the last descriptor of an open file is gone."""
+    handle = mount.handles.pop(request.arg[0], None)
+    if handle is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    node = handle.node
+    if node.handles is not None:
+        node.handles.discard(handle)
+    backing = handle.backing
+    if backing is not None:
+        if handle.writes:
+            node.writers -= 1
+            if os.fstat(handle.fd).st_mtime_ns != node.written:
+                mount.send(notify.inval_inode(node.id, -1, 0))
+        backing.users -= 1
+        if not backing.users:
+            if node.backing is backing:
+                node.backing = None
+            fcntl.ioctl(mount.fd, fuse.FUSE_DEV_IOC_BACKING_CLOSE, backing.id.to_bytes(4, "little"))
+    os.close(handle.fd)
+    return mount.session.empty(request.unique)
+
+
+# Data that passes through the server
+
+
+def read(mount: Mount, request: Request) -> Reply:
+    """READ: at once what the page cache has, the rest by a worker."""
+    fh, offset, size = request.arg[:3]
+    fd = mount.open_handle(fh).fd
+    unique = request.unique
+    try:
+        done = os.preadv(fd, [_buffer[:size]], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+        done = -1
+    if done == size:
+        mount.send(mount.session.data_header(unique, done), _buffer[:done])
+        return None
+    mount.submit(request, lambda: mount.session.data(unique, os.pread(fd, size, offset)))
+    return None
+
+
+def write(mount: Mount, request: Request) -> Reply:
+    """WRITE."""
+    fh, offset, size, flags = request.arg[:4]
+    handle = mount.open_handle(fh)
+    if flags & fuse.FUSE_WRITE_KILL_SUIDGID:
+        drop_privileges(mount.tree, handle.node)
+    done = os.pwrite(handle.fd, request.payload, offset)
+    while done < size:
+        try:
+            done += os.pwrite(handle.fd, request.payload[done:], offset + done)
+        except OSError:
+            break  # what was written counts; the next write meets the error
+    return mount.session.written(request.unique, done)
+
+
+def lseek(mount: Mount, request: Request) -> Reply:
+    """LSEEK: SEEK_DATA and SEEK_HOLE."""
+    fh, offset, whence = request.arg[:3]
+    return mount.session.lseek(request.unique, os.lseek(mount.open_handle(fh).fd, offset, whence))
+
+
+def fallocate(mount: Mount, request: Request) -> Reply:
+    """FALLOCATE."""
+    fh, offset, length, mode = request.arg[:4]
+    fd = mount.open_handle(fh).fd
+    drop_privileges(mount.tree, mount.open_handle(fh).node)
+
+    def work() -> bytes:
+        host_fallocate(fd, mode, offset, length)
+        return mount.session.empty(request.unique)
+
+    mount.submit(request, work)
+    return None
+
+
+def copy_file_range(mount: Mount, request: Request) -> Reply:
+    """COPY_FILE_RANGE: by the layers' filesystem, which may share the blocks."""
+    fh_in, offset_in, _, fh_out, offset_out, length = request.arg[:6]
+    source, target = mount.open_handle(fh_in).fd, mount.open_handle(fh_out).fd
+    drop_privileges(mount.tree, mount.open_handle(fh_out).node)
+
+    def work() -> bytes:
+        copied = os.copy_file_range(source, target, min(length, 1 << 30), offset_in, offset_out)
+        return mount.session.written(request.unique, copied)
+
+    mount.submit(request, work)
+    return None
+

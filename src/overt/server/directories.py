@@ -1,0 +1,99 @@
+"""Directory streams: OPENDIR, READDIR, READDIRPLUS, RELEASEDIR."""
+
+import os
+from collections.abc import Callable
+
+from overt.fuse.directory import DirBuffer
+from overt.fuse.session import Request
+from overt.overlay.listing import DT_DIR, Listing
+from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
+from overt.tree import reading
+from overt.tree.layer import UPPER
+from overt.tree.node import Node
+from overt.wire import fuse
+
+Reply = bytes | memoryview | None
+
+_DOTS = 2
+"""cookies 1 and 2 follow ``.`` and ``..``"""
+
+
+def opendir(mount: Mount, request: Request) -> Reply:
+    """OPENDIR: with a descriptor of the upper directory, so that fsync of this stream has a cursor of its own."""
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    fd = open_upper(mount, node) if node.layer == UPPER else -1
+    handle = mount.new_handle(node, fd, request.arg[0])
+    node.readers += 1
+    return mount.session.opened(request.unique, handle.fh, fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE)
+
+
+def open_upper(mount: Mount, node: Node) -> int:
+    """A descriptor of the upper part of a directory that can be flushed."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(b".", flags, dir_fd=mount.tree.dir_fd(node, UPPER))
+
+
+def releasedir(mount: Mount, request: Request) -> Reply:
+    """RELEASEDIR."""
+    handle = mount.open_handle(request.arg[0])
+    del mount.handles[handle.fh]
+    node = handle.node
+    node.readers -= 1
+    if not node.readers:
+        node.listing = None
+    if handle.fd >= 0:
+        os.close(handle.fd)
+    return mount.session.empty(request.unique)
+
+
+def _listing(mount: Mount, node: Node) -> Listing:
+    listing = node.listing
+    if listing is None:
+        listing = reading.read(mount.tree, node)
+        node.listing = listing
+    result: Listing = listing
+    return result
+
+
+def readdir(mount: Mount, request: Request) -> Reply:
+    """READDIR."""
+    fh, cookie, size = request.arg[:3]
+    node = mount.open_handle(fh).node
+    buffer = DirBuffer(size)
+    if cookie < _DOTS and not _add_dots(buffer.add, node, cookie):
+        return mount.session.directory(request.unique, buffer)
+    for after, entry in _listing(mount, node).after(cookie - _DOTS):
+        if not buffer.add(entry.ino, after + _DOTS, entry.kind, entry.name):
+            break
+    return mount.session.directory(request.unique, buffer)
+
+
+def readdirplus(mount: Mount, request: Request) -> Reply:
+    """READDIRPLUS: each entry with its attributes, and counted as looked up."""
+    fh, cookie, size = request.arg[:3]
+    tree = mount.tree
+    node = mount.open_handle(fh).node
+    buffer = DirBuffer(size)
+    if cookie < _DOTS and not _add_dots(buffer.add_bare, node, cookie):
+        return mount.session.directory(request.unique, buffer)
+    for after, entry in _listing(mount, node).after(cookie - _DOTS):
+        name = entry.name
+        try:
+            child, st = tree.lookup(node, name, entry.layer)
+        except FileNotFoundError:
+            continue
+        valid = UNTIL_ASKED if child.writers else FOREVER
+        if not buffer.add_plus(
+            child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name
+        ):
+            tree.unused(child)
+            break
+        child.lookups += 1
+    return mount.session.directory(request.unique, buffer)
+
+
+def _add_dots(add: Callable[[int, int, int, bytes], bool], node: Node, cookie: int) -> bool:
+    above = node.parent or node
+    return (cookie >= 1 or add(node.ino, 1, DT_DIR, b".")) and add(above.ino, _DOTS, DT_DIR, b"..")
+

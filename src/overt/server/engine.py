@@ -1,0 +1,126 @@
+"""The loop: one thread reads and answers the requests of all mounts.
+
+A FUSE round trip is dominated by waking the server, so after a request the loop looks again for a moment (some tens of
+microseconds) before it sleeps; that is what makes a Python server as quick as others. When nothing comes it sleeps in
+epoll_wait and uses no processor time. Nothing that blocks for long is done here: flushes, fsync and copies are
+the workers', one pool for each upper so that a stuck disk holds up only its own mounts.
+"""
+
+import errno
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from overt.server.events import Events
+from overt.server.handlers import TABLE
+from overt.server.mount import MAX_WRITE, Mount
+from overt.tree.layer import DescriptorCache
+
+_LOOKS = 40
+"""how often to look for the next request before sleeping, about a microsecond each"""
+_BUFFER = MAX_WRITE + 8192
+
+
+class Engine:
+    """The thread that calls `run` handles the requests of every mount that was added."""
+
+    def __init__(self, events: Events, descriptors: int) -> None:
+        """`descriptors`: how many directory descriptors to keep open at most."""
+        self.events = events
+        self.cache = DescriptorCache(descriptors)
+        self.mounts: dict[int, Mount] = {}
+        self.gone: Callable[[Mount], None] = lambda mount: None
+        """called when the kernel has let go of a mount"""
+        self._epoll = select.epoll()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._thread = 0
+        self._running = True
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made by the loop; any thread."""
+        self._posted.append(call)
+        os.eventfd_write(self._wake, 1)
+
+    def watch(self, fd: int, call: Callable[[], None]) -> None:
+        """Have `call` made whenever `fd` is readable."""
+        self._watched[fd] = call
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def add(self, mount: Mount) -> None:
+        """Serve a mount from now on; any thread."""
+        mount.handlers = TABLE
+
+        def enter() -> None:
+            self.mounts[mount.fd] = mount
+            self._epoll.register(mount.fd, select.EPOLLIN)
+
+        self.post(enter)
+
+    def stop(self) -> None:
+        """Make `run` return; any thread."""
+
+        def halt() -> None:
+            self._running = False
+
+        self.post(halt)
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        self._thread = threading.get_native_id()
+        buffer = bytearray(_BUFFER)
+        mounts = self.mounts
+        while self._running:
+            ready = self._epoll.poll()
+            alone = len(ready) == 1
+            for fd, _ in ready:
+                mount = mounts.get(fd)
+                if mount is not None:
+                    self._serve(mount, buffer, alone=alone)
+                elif fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    while self._posted:
+                        self._posted.popleft()()
+                else:
+                    self._watched[fd]()
+
+    def _serve(self, mount: Mount, buffer: bytearray, *, alone: bool) -> None:
+        fd = mount.fd
+        into = [buffer]
+        readv, handle, trim = os.readv, mount.handle, self.cache.trim
+        looks = 0
+        while True:
+            try:
+                size = readv(fd, into)
+            except BlockingIOError:
+                looks += 1
+                if looks > _LOOKS or not alone or self._posted:
+                    return
+                continue
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted, or aborted
+                    self._lose(mount)
+                    return
+                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was withdrawn before it was read
+                    continue
+                raise
+            handle(buffer, size)
+            trim()
+            looks = 0
+
+    def _lose(self, mount: Mount) -> None:
+        self._epoll.unregister(mount.fd)
+        del self.mounts[mount.fd]
+        mount.pool.submit(self._bury, mount)
+
+    def _bury(self, mount: Mount) -> None:
+        """Close what a mount held: by a worker, after the work that was queued before."""
+        try:
+            mount.close()
+        except OSError as error:
+            self.events.say("close failed", mount=mount.target, why=str(error))
+        self.gone(mount)

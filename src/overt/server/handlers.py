@@ -1,0 +1,90 @@
+"""Which function serves which opcode. What is not here is answered with ENOSYS, which the kernel remembers (FLUSH)."""
+
+from overt.fuse.session import Refused, Request
+from overt.server import attributes, data, directories, names, syncing
+from overt.server.mount import Handler, Mount
+from overt.server.poison import serve_hidden
+from overt.wire import fuse
+
+
+def init(mount: Mount, request: Request) -> bytes | None:
+    """INIT: what was negotiated decides how data flows."""
+    try:
+        reply = mount.session.init(request)
+    except Refused as refusal:
+        mount.ready(str(refusal))
+        return refusal.reply or None
+    mount.passthrough = bool(mount.session.flags & fuse.FUSE_PASSTHROUGH)
+    mount.send(reply)
+    if mount.session.ready:
+        mount.ready(None)
+    return None
+
+
+def destroy(mount: Mount, request: Request) -> bytes:
+    """DESTROY: the last request, of fuseblk only."""
+    return mount.session.empty(request.unique)
+
+
+_SERVED: dict[int, Handler] = {
+    fuse.FUSE_INIT: init,
+    fuse.FUSE_DESTROY: destroy,
+    fuse.FUSE_LOOKUP: names.lookup,
+    fuse.FUSE_FORGET: names.forget,
+    fuse.FUSE_BATCH_FORGET: names.forget,
+    fuse.FUSE_INTERRUPT: names.interrupt,
+    fuse.FUSE_READLINK: names.readlink,
+    fuse.FUSE_SYMLINK: names.symlink,
+    fuse.FUSE_MKNOD: names.mknod,
+    fuse.FUSE_MKDIR: names.mkdir,
+    fuse.FUSE_UNLINK: names.unlink,
+    fuse.FUSE_RMDIR: names.rmdir,
+    fuse.FUSE_RENAME: names.rename,
+    fuse.FUSE_RENAME2: names.rename,
+    fuse.FUSE_LINK: names.link,
+    fuse.FUSE_GETATTR: attributes.getattr_,
+    fuse.FUSE_SETATTR: attributes.setattr_,
+    fuse.FUSE_STATFS: attributes.statfs,
+    fuse.FUSE_GETXATTR: attributes.getxattr,
+    fuse.FUSE_LISTXATTR: attributes.listxattr,
+    fuse.FUSE_SETXATTR: attributes.setxattr,
+    fuse.FUSE_REMOVEXATTR: attributes.removexattr,
+    fuse.FUSE_OPEN: data.open_,
+    fuse.FUSE_CREATE: data.create,
+    fuse.FUSE_TMPFILE: data.tmpfile,
+    fuse.FUSE_RELEASE: data.release,
+    fuse.FUSE_READ: data.read,
+    fuse.FUSE_WRITE: data.write,
+    fuse.FUSE_LSEEK: data.lseek,
+    fuse.FUSE_FALLOCATE: data.fallocate,
+    fuse.FUSE_COPY_FILE_RANGE: data.copy_file_range,
+    fuse.FUSE_OPENDIR: directories.opendir,
+    fuse.FUSE_RELEASEDIR: directories.releasedir,
+    fuse.FUSE_READDIR: directories.readdir,
+    fuse.FUSE_READDIRPLUS: directories.readdirplus,
+    fuse.FUSE_FSYNC: syncing.fsync,
+    fuse.FUSE_FSYNCDIR: syncing.fsyncdir,
+    fuse.FUSE_SYNCFS: syncing.syncfs,
+}
+_HIGHEST = 64
+
+TABLE: list[Handler | None] = [_SERVED.get(number) for number in range(_HIGHEST)]
+
+
+def hidden_or(handler: Handler) -> Handler:
+    """Requests about a mount's hidden file are not about the tree."""
+
+    def serve(mount: Mount, request: Request) -> bytes | memoryview | None:
+        if request.nodeid == mount.hidden:
+            return serve_hidden(mount, request)
+        return handler(mount, request)
+
+    return serve
+
+
+# Only these can name the hidden file; the wrapper costs the others nothing.
+for _number in (
+    fuse.FUSE_LOOKUP, fuse.FUSE_GETATTR, fuse.FUSE_SETATTR, fuse.FUSE_OPEN, fuse.FUSE_READ, fuse.FUSE_WRITE, fuse.FUSE_FSYNC,
+    fuse.FUSE_RELEASE, fuse.FUSE_GETXATTR,
+):  # fmt: skip
+    TABLE[_number] = hidden_or(_SERVED[_number])

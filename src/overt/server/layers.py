@@ -1,0 +1,233 @@
+"""The directories that a mount is made of: opened, and found fit or refused with words that say what to do.
+
+Every refusal comes before anything is mounted, and leaves nothing behind.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from typing import NamedTuple
+
+from overt.host import mounts
+from overt.host.files import RENAME_WHITEOUT, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, renameat2
+from overt.overlay import marks
+from overt.overlay.options import Options
+from overt.tree.layer import UPPER, Layer, xattr_path
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Refusal(Exception):
+    """A mount that cannot be; the text is for the user."""
+
+
+class Layers(NamedTuple):
+    """The opened layers, uppermost first; the upper's work directory, or -1; descriptors held while the mount lives."""
+
+    layers: list[Layer]
+    work: int
+    held: list[int]
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for layer in self.layers:
+            layer.close()
+        for fd in [*self.held, self.work]:
+            if fd >= 0:
+                os.close(fd)
+
+
+def open_layers(options: Options) -> Layers:
+    """Open what `options` names; raise `Refusal`."""
+    paths = {f"lowerdir {path}": path for path in options.lower}
+    if len(paths) < len(options.lower):
+        raise Refusal("lowerdir= names the same directory twice")
+    if options.upper is not None and options.work is not None:
+        paths |= {f"upperdir {options.upper}": options.upper, f"workdir {options.work}": options.work}
+    for what, path in paths.items():
+        _must_be_directory(what, path)
+    _must_not_overlap(paths)
+    result = Layers([], -1, [])
+    try:
+        if options.upper is not None and options.work is not None:
+            result = _open_upper(options.upper, options.work)
+            prepare_work(result.work, options.work)
+            if options.volatile:
+                mark_volatile(result.work)
+        for index, path in enumerate(options.lower, UPPER + 1):
+            try:
+                result.layers.append(Layer(index, mounts.clone(path, attributes=Layer.LOWER)))
+            except OSError as error:
+                raise Refusal(f"lowerdir {path}: {error.strerror}") from None
+        return result
+    except (Refusal, OSError):
+        result.close()
+        raise
+
+
+def _must_be_directory(what: str, path: str) -> None:
+    try:
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise Refusal(f"{what}: not a directory")
+    except OSError as error:
+        raise Refusal(f"{what}: {error.strerror}") from None
+
+
+def _must_not_overlap(paths: dict[str, str]) -> None:
+    """No layer may be, or be inside, another one: a change would then show up behind the overlay's back."""
+    roots = {}
+    for what, path in paths.items():
+        st = os.stat(path)
+        other = roots.setdefault((st.st_dev, st.st_ino), what)
+        if other != what:
+            raise Refusal(f"{what} and {other} are the same directory")
+    for what, path in paths.items():
+        above = os.path.realpath(path)
+        while above != "/":
+            above = os.path.dirname(above)
+            st = os.stat(above)
+            other = roots.get((st.st_dev, st.st_ino))
+            if other is not None:
+                raise Refusal(f"{what} is inside {other}: the layers of an overlay must not overlap")
+
+
+def _open_upper(upper: str, work: str) -> Layers:
+    """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV)."""
+    real_upper, real_work = os.path.realpath(upper), os.path.realpath(work)
+    common = os.path.commonpath([real_upper, real_work])
+    fds: list[int] = []
+    try:
+        clone = mounts.clone(common)
+        fds.append(clone)
+        for real in (real_upper, real_work):
+            relative = os.path.relpath(real, common)
+            fd = openat2(clone, relative, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+            fds.append(fd)
+            if _identity(os.fstat(fd)) != _identity(os.stat(real)):
+                raise Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
+        locks = [_lock(fds[1], f"upperdir {upper}", upper), _lock(fds[2], f"workdir {work}", upper)]
+    except FileNotFoundError:
+        _close(fds)
+        raise Refusal(
+            f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem"
+        ) from None
+    except OSError as error:
+        _close(fds)
+        raise Refusal(f"upperdir {upper}: {error.strerror}") from None
+    except Refusal:
+        _close(fds)
+        raise
+    # The clone's own descriptor stays open: closing it dissolves the mount, and the upper's probes could not be mounted.
+    return Layers([Layer(UPPER, fds[1])], fds[2], [clone, *locks])
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _identity(st: os.stat_result) -> tuple[int, int]:
+    return st.st_dev, st.st_ino
+
+
+def _lock(directory: int, what: str, upper: str) -> int:
+    """Claim a directory among overt's mounts; those of kernel overlayfs show in the mount table."""
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        raise Refusal(f"{what} is in use by another overt mount: unmount that one first") from None
+    if what.startswith("upperdir") and _in_kernel_overlay(upper):
+        os.close(fd)
+        raise Refusal(f"{what} is in use by a kernel overlay mount: unmount that one first")
+    return fd
+
+
+def _in_kernel_overlay(upper: str) -> bool:
+    with open("/proc/self/mountinfo", "rb") as file:
+        table = file.read()
+    if b" - overlay " not in table:
+        return False
+    option = b"upperdir=" + os.fsencode(upper)
+    return any(
+        option in line.rpartition(b" ")[2].split(b",") for line in table.splitlines() if b" - overlay " in line
+    )
+
+
+# The work directory
+
+
+def prepare_work(base: int, name: str) -> None:
+    """Make `work` in the work directory, empty, as the kernel does; refuse one that a volatile mount left dirty."""
+    try:
+        os.mkdir(b"work", 0, dir_fd=base)
+    except FileExistsError:
+        incompatible = _names(base, b"work/incompat")
+        if "volatile" in incompatible:
+            raise Refusal(
+                f"workdir {name}: a volatile mount was here, and its upperdir may have lost data (work/incompat/volatile). "
+                f"Throw both away, or, if that data does not matter, remove {name}/work/incompat"
+            ) from None
+        if incompatible:
+            raise Refusal(f"workdir {name}: work/incompat/{incompatible[0]} says that this mount must be refused") from None
+        fd = os.open(b"work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base)
+        try:
+            for left in os.listdir(fd):
+                remove_tree(fd, left)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise Refusal(f"workdir {name}: {error.strerror}") from None
+
+
+def remove_tree(directory: int, name: str) -> None:
+    """Remove what a dead mount left in the work directory."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        shutil.rmtree(name, dir_fd=directory)
+    else:
+        os.unlink(name, dir_fd=directory)
+
+
+def _names(base: int, path: bytes) -> list[str]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
+    except FileNotFoundError:
+        return []
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def mark_volatile(base: int) -> None:
+    """Leave the mark that refuses the next mount: this upper is never known to be on the disk (work/incompat/volatile)."""
+    os.makedirs(b"/proc/self/fd/%d/work/incompat/volatile" % base, 0o700, exist_ok=True)
+
+
+def prove(work: int, upper: str) -> None:
+    """Try what an upper has to be able to do; raise `Refusal` naming what it cannot. `work` is empty and ours."""
+
+    def attempt(what: str, *steps: object) -> None:
+        try:
+            for step in steps:
+                step()  # type: ignore[operator]
+        except OSError as error:
+            raise Refusal(f"upperdir {upper}: this filesystem cannot serve as an upper: no {what} ({error.strerror})") from None
+
+    def nameless() -> None:
+        os.close(os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=work))
+
+    attempt("nameless files (O_TMPFILE)", nameless)
+    attempt("new files", lambda: os.mknod(b"#a", stat.S_IFREG | 0o600, dir_fd=work))
+    try:
+        attempt("trusted xattrs", lambda: os.setxattr(xattr_path(work, b"#a"), marks.PREFIX + b"proof", b""))
+        attempt("RENAME_WHITEOUT", lambda: renameat2(work, b"#a", work, b"#b", RENAME_WHITEOUT))
+    finally:
+        for name in ("#a", "#b"):
+            if os.path.lexists(f"/proc/self/fd/{work}/{name}"):
+                os.unlink(name, dir_fd=work)

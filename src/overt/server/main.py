@@ -1,0 +1,105 @@
+"""A server process from its start to its end."""
+
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from overt.host import process
+from overt.server import registry
+from overt.server.control import Control
+from overt.server.events import Events
+from overt.server.layers import Refusal
+from overt.server.service import Service
+from overt.server.watchdog import Watchdog
+
+# What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts; open by
+# handle; the caller's descriptor and its namespace. Not sys_resource: quotas and reserved blocks hold for us too.
+CAPABILITIES = {
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "mknod", "setfcap", "setgid", "setuid", "sys_admin",
+    "sys_chroot", "sys_ptrace",
+}  # fmt: skip
+
+
+def serve(
+    *, foreground: bool, first: Callable[[Service], None] | None = None, socket: Path | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> int:  # fmt: skip
+    """Run a server in this process until it is told to stop; return the exit status.
+
+    `first` is called, on a thread of its own, to make the mount for which this server exists; the server ends with its
+    last mount then. Without `first` it serves until SIGTERM. `socket`: where to listen, beside the registry.
+    """
+    _raise_limits()
+    events = Events(foreground=foreground)
+    watchdog = Watchdog()
+    if os.geteuid() == 0:
+        process.keep_capabilities_across_setfsuid()
+        process.keep_capabilities(CAPABILITIES)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    service = Service(events, watchdog, min(descriptors // 2, 1 << 16))
+    engine = service.engine
+    engine.watch(watchdog.fd, watchdog.answer)
+    for place in registry.clear_dead():
+        events.say("cleared a dead mount", mount=place)
+
+    status = 0
+    ending = threading.Lock()
+
+    def end() -> None:
+        if ending.acquire(blocking=False):
+            threading.Thread(target=finish, daemon=True).start()
+
+    def finish() -> None:
+        nonlocal status
+        for problem in service.close():
+            events.say("busy", why=problem)
+            status = 1
+        service.empty.wait(10)
+        engine.stop()
+
+    own = registry.directory() / f"{os.getpid()}.sock"
+    control = Control(service, socket or own, end)
+    if socket is not None:
+        own.unlink(missing_ok=True)
+        own.symlink_to(socket.absolute())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: end())
+
+    def begin() -> None:
+        try:
+            if first is not None:
+                first(service)
+            ready()
+        except Refusal:
+            engine.stop()
+            return
+        except OSError as error:
+            events.say("start failed", why=str(error))
+            engine.stop()
+            return
+        if first is not None:
+            service.empty.wait()
+            engine.stop()
+
+    threading.Thread(target=begin, daemon=True).start()
+    engine.run()
+    control.close()
+    own.unlink(missing_ok=True)
+    service.uppers.close()
+    watchdog.close()
+    return status
+
+
+def _raise_limits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    for limit in ((most, most), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            return
+        except (OSError, ValueError):
+            continue  # without CAP_SYS_RESOURCE the hard limit is what there is
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,270 @@
+"""One mount: a connection to the kernel, a tree, and a share in an upper's errors."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+from overt.fuse import notify
+from overt.fuse.attr import attr_of, validity
+from overt.fuse.session import Refused, Request, Session
+from overt.ledger import Account
+from overt.overlay.options import Options
+from overt.server.events import Events
+from overt.tree.node import Node
+from overt.tree.tree import Later, Tree
+from overt.upper import Upper
+from overt.wire import fuse
+
+WANTED = (
+    fuse.FUSE_ASYNC_READ | fuse.FUSE_ATOMIC_O_TRUNC | fuse.FUSE_EXPORT_SUPPORT | fuse.FUSE_DONT_MASK
+    | fuse.FUSE_DO_READDIRPLUS | fuse.FUSE_READDIRPLUS_AUTO | fuse.FUSE_ASYNC_DIO | fuse.FUSE_PARALLEL_DIROPS
+    | fuse.FUSE_POSIX_ACL | fuse.FUSE_CACHE_SYMLINKS | fuse.FUSE_EXPLICIT_INVAL_DATA | fuse.FUSE_HANDLE_KILLPRIV_V2
+    | fuse.FUSE_SETXATTR_EXT | fuse.FUSE_DIRECT_IO_ALLOW_MMAP | fuse.FUSE_HAS_SYNCFS
+)  # fmt: skip
+MAX_WRITE = 1 << 20
+
+# Only this process changes the layers, and it tells the kernel of what the kernel cannot see itself.
+_DECADES = 10**9 * 10**9
+FOREVER = validity(_DECADES, _DECADES)
+UNTIL_ASKED = validity(_DECADES, 0)
+
+Handler = Callable[["Mount", Request], bytes | memoryview | None]
+
+
+class Handle:
+    """One open file or directory stream: what FUSE calls an fh."""
+
+    __slots__ = ("backing", "direct", "fd", "fh", "flags", "node", "writes")
+
+    def __init__(self, fh: int, node: Node, fd: int, flags: int, *, writes: bool) -> None:
+        self.fh = fh
+        self.node = node
+        self.fd = fd
+        self.flags = flags
+        self.writes = writes
+        self.backing: Any = None
+        self.direct = False
+
+
+class Loop(Protocol):
+    """What a mount needs of the engine that serves it."""
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made by the thread that handles requests."""
+
+
+class Mount:
+    """A live overlay. All methods but those that say otherwise are for the thread that handles requests."""
+
+    def __init__(
+        self, fd: int, target: str, options: Options, tree: Tree, upper: Upper | None, account: Account | None, loop: Loop,
+        pool: Executor, events: Events,
+    ) -> None:  # fmt: skip
+        self.fd = fd
+        self.target = target
+        self.options = options
+        self.tree = tree
+        self.upper = upper
+        self.account = account
+        self.loop = loop
+        self.pool = pool
+        self.events = events
+        self.volatile = options.volatile
+        self.since = time.time()
+        self.device = 0
+        self.kind = ""
+        wanted = WANTED | (fuse.FUSE_PASSTHROUGH if options.passthrough else 0)
+        self.session = Session(wanted, MAX_WRITE, lambda line: events.say("refused", mount=target, why=line))
+        self.passthrough = False
+        self.handles: dict[int, Handle] = {}
+        self.lost: list[str] = []
+        """files that somebody was told of by fsync"""
+        self.hidden = 0
+        """the number of the file by which the superblock's cursor is set (server/poison.py)"""
+        self.poison = self.poisoner = 0
+        """the errno to put there, and the thread that is doing it"""
+        self.settling = threading.Lock()
+        self.tells_syncfs = False
+        """whether the kernel lets syncfs(2) reach us"""
+        self.probing = False
+        """while that is being found out"""
+        self.held: list[int] = []
+        """further descriptors that live as long as the mount"""
+        self.handlers: list[Handler | None] = []
+        self.ready: Callable[[str | None], None] = lambda problem: None
+        self._next_fh = 1
+        self._waiting: dict[object, list[Request]] = {}
+        self._busy = 0
+        self._idle = threading.Condition()
+
+    # Requests
+
+    def handle(self, buffer: bytearray, size: int) -> None:
+        """Serve one request that was read into `buffer`."""
+        try:
+            request = self.session.decode(buffer, size)
+        except Refused as refusal:
+            if refusal.reply:
+                self.send(refusal.reply)
+            return
+        self.dispatch(request)
+
+    def dispatch(self, request: Request) -> None:
+        """Call the handler of a request, and send what it returns."""
+        handler = self.handlers[request.opcode]
+        unique = request.unique
+        try:
+            if handler is None:
+                raise OSError(errno.ENOSYS, "not served")
+            reply = handler(self, request)
+        except OSError as error:
+            reply = self.session.error(unique, error.errno or errno.EIO)
+        except Later as later:
+            self._wait(request, later)
+            return
+        except Exception:
+            self.events.crash(f"{request!r} on {self.target}")
+            if unique not in self.session.inflight:
+                return
+            reply = self.session.error(unique, errno.EIO)
+        if reply is not None:
+            self.send(reply)
+        if self.tree.changed:
+            for number in self.tree.changed:
+                self.send(notify.inval_inode(number, -1, 0))
+            self.tree.changed.clear()
+
+    def send(self, message: bytes | memoryview, data: memoryview | None = None) -> None:
+        """Write a reply or a notification; any thread."""
+        try:
+            if data is None:
+                os.write(self.fd, message)
+            else:
+                os.writev(self.fd, (message, data))
+        except OSError as error:
+            # ENOENT: whoever asked was killed meanwhile, or the kernel has nothing to forget. ENODEV: unmounted.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                self.events.say("reply refused by the kernel", mount=self.target, why=str(error))
+
+    # Work that takes long
+
+    def begin(self) -> None:
+        """Work has begun that uses this mount's descriptors: it is not closed until `end`."""
+        with self._idle:
+            self._busy += 1
+
+    def end(self) -> None:
+        """The other half of `begin`; any thread."""
+        with self._idle:
+            self._busy -= 1
+            self._idle.notify_all()
+
+    def submit(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
+        """Have a worker make the reply to a request; OSError becomes its errno."""
+        self.begin()
+        self.pool.submit(self._answer, request, work)
+
+    def _answer(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
+        try:
+            reply = work()
+        except OSError as error:
+            reply = self.session.error(request.unique, error.errno or errno.EIO)
+        except Exception:
+            self.events.crash(f"{request!r} on {self.target}")
+            reply = self.session.error(request.unique, errno.EIO)
+        self.send(reply)
+        self.end()
+
+    def _wait(self, request: Request, later: Later) -> None:
+        request.keep()
+        waiting = self._waiting.get(later.key)
+        if waiting is not None:
+            waiting.append(request)
+            return
+        self._waiting[later.key] = [request]
+
+        def work() -> None:
+            result: object
+            try:
+                result = later.work()
+            except OSError as error:
+                result = error
+            except Exception as error:
+                self.events.crash(f"copy-up on {self.target}")
+                result = OSError(errno.EIO, str(error))
+            self.loop.post(lambda: self._resume(later, result))
+
+        self.begin()
+        self.pool.submit(work)
+
+    def _resume(self, later: Later, result: object) -> None:
+        waiting = self._waiting.pop(later.key)
+        self.end()
+        if isinstance(result, OSError):
+            for request in waiting:
+                self.send(self.session.error(request.unique, result.errno or errno.EIO))
+            return
+        later.finish(result)
+        for request in waiting:
+            self.dispatch(request)
+        unused = self.tree.prepared.pop(later.key, None)  # type: ignore[call-overload]
+        if isinstance(unused, int):
+            os.close(unused)
+
+    def interrupt(self, unique: int) -> None:
+        """Somebody stopped waiting: a request that still stands in line is failed."""
+        for waiting in self._waiting.values():
+            for request in waiting:
+                if request.unique == unique:
+                    waiting.remove(request)
+                    self.send(self.session.error(unique, errno.EINTR))
+                    return
+
+    # What handlers share
+
+    def attr(self, node: Node, st: os.stat_result) -> bytes:
+        """A node's packed attributes; merged directories have one link, as in overlayfs."""
+        node.written = st.st_mtime_ns
+        if node.dropped:
+            return attr_of(st, node.ino, 0)
+        return attr_of(st, node.ino, 1 if len(node.layers) > 1 else None)
+
+    def entry(self, request: Request, node: Node, st: os.stat_result) -> bytes:
+        """The reply that names a node, which the kernel then counts as looked up."""
+        node.lookups += 1
+        return self.session.entry(
+            request.unique, node.id, 0, UNTIL_ASKED if node.writers else FOREVER, self.attr(node, st)
+        )
+
+    def new_handle(self, node: Node, fd: int, flags: int, *, writes: bool = False) -> Handle:
+        """Enter an open file."""
+        handle = Handle(self._next_fh, node, fd, flags, writes=writes)
+        self.handles[self._next_fh] = handle
+        self._next_fh += 1
+        return handle
+
+    def open_handle(self, fh: int) -> Handle:
+        """The open file of this fh; EBADF if there is none."""
+        handle = self.handles.get(fh)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def close(self) -> None:
+        """The kernel is done with this mount: let go of everything, once the workers have. A worker's own thread."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._busy)
+        for handle in self.handles.values():
+            if handle.fd >= 0:
+                os.close(handle.fd)
+        self.handles.clear()
+        os.close(self.fd)
+        self.tree.close()
+        for fd in self.held:
+            os.close(fd)
+        if self.upper is not None and self.account is not None:
+            self.upper.detach(self.account)

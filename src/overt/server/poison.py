@@ -1,0 +1,159 @@
+"""Setting the error cursor of a mount's own superblock.
+
+The kernel tells every open file of a filesystem of a writeback error exactly once, by the errseq of the superblock
+(fs/sync.c, syncfs). A FUSE server can put an error there: it maps a page of a file of its own mount, dirties it, and
+answers the WRITE that msync(2) causes with that error (mm/filemap.c, mapping_set_error). Done while a SYNCFS request is
+held back, the very call that found the error is told, and everything else is the kernel's errseq.
+
+The file is *hidden*: it has a number and no name. It is opened by handle, through somebody's descriptor of this mount, so
+that nothing of ours keeps the mount busy before or after. Whose descriptor, in this order:
+
+1. the caller's own, the one it called syncfs with: there always is one, in whatever namespace;
+2. the place where the server mounted it: the caller's mount may be read-only where this one is not, or its thread may
+   not be visible from here;
+3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace.
+
+A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning, nobody else.
+All this runs on a worker: the thread that handles requests answers what it causes.
+"""
+
+import errno
+import os
+import secrets
+import stat
+import struct
+import threading
+
+from overt.fuse.attr import validity
+from overt.fuse.session import Request
+from overt.host import memory, mounts, process
+from overt.host.files import Handle, open_by_handle
+from overt.server.caller import Call
+from overt.server.mount import Mount
+from overt.wire import fuse
+from overt.wire.record import pack
+
+_PAGE = 4096
+_INO64_GEN = 0x81  # FILEID_INO64_GEN, <linux/exportfs.h>
+_NEVER = validity(0, 0)
+
+
+def new_number() -> int:
+    """A number for a mount's hidden file that no node has."""
+    return 1 << 62 | secrets.randbits(61)
+
+
+def poison(mount: Mount, code: int, call: Call) -> None:
+    """Record errno `code` on the mount's superblock; raise OSError if no way there was found."""
+    problem = OSError(errno.ENOENT, "no descriptor of the mount")
+    for route in (_callers, _ours, _unlocked):
+        try:
+            fd = route(mount, call)
+        except OSError as error:
+            problem = error
+            continue
+        try:
+            _write(mount, fd, code)
+            return
+        except OSError as error:
+            problem = error
+        finally:
+            os.close(fd)
+    raise problem
+
+
+def _write(mount: Mount, through: int, code: int) -> None:
+    number = mount.hidden
+    handle = Handle(_INO64_GEN, struct.pack("=III", number >> 32, number & 0xFFFFFFFF, 0))
+    mount.poisoner = threading.get_native_id()
+    mount.poison = code
+    try:
+        file = open_by_handle(through, handle, os.O_RDWR)
+        try:
+            memory.write_through_mapping(file, _PAGE)
+        except OSError as error:
+            if error.errno != code:
+                raise
+        else:
+            raise OSError(errno.EIO, "the kernel did not take the error")
+        finally:
+            os.close(file)
+    finally:
+        mount.poisoner = 0
+
+
+def _is_ours(mount: Mount, fd: int) -> int:
+    if os.fstat(fd).st_dev != mount.device:
+        os.close(fd)
+        raise OSError(errno.EXDEV, "the descriptor is not of this mount")
+    return fd
+
+
+def _callers(mount: Mount, call: Call) -> int:
+    if not call.is_syncfs:
+        raise OSError(errno.ESRCH, "the caller cannot be seen")
+    thread = process.open_thread(call.tid)
+    try:
+        return _is_ours(mount, process.borrow_fd(thread, call.argument))
+    finally:
+        os.close(thread)
+
+
+def _ours(mount: Mount, _: Call) -> int:
+    return _is_ours(mount, os.open(mount.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _unlocked(mount: Mount, call: Call) -> int:
+    """A namespace is entered by a thread that ends afterwards: there is no way back for the one that went."""
+    theirs = _callers(mount, call)
+    result: list[int | OSError] = []
+
+    def enter() -> None:
+        try:
+            process.unshare(process.CLONE_FS)
+            thread = process.open_thread(call.tid)
+            try:
+                process.setns(thread, process.CLONE_NEWNS)
+            finally:
+                os.close(thread)
+            clone = mounts.clone(b"", dir_fd=theirs)
+            mounts.set_attributes(clone, remove=mounts.MOUNT_ATTR_RDONLY)
+            result.append(clone)
+        except OSError as error:
+            result.append(error)
+
+    worker = threading.Thread(target=enter)
+    worker.start()
+    worker.join()
+    os.close(theirs)
+    if isinstance(result[0], OSError):
+        raise result[0]
+    return _is_ours(mount, result[0])
+
+
+# The hidden file, as the kernel sees it
+
+
+def serve_hidden(mount: Mount, request: Request) -> bytes | None:
+    """Answer a request about the hidden file."""
+    session, unique, opcode = mount.session, request.unique, request.opcode
+    if opcode == fuse.FUSE_FORGET:
+        return None
+    if opcode == fuse.FUSE_LOOKUP and request.name == b".":
+        return session.entry(unique, mount.hidden, 0, _NEVER, _attributes(mount))
+    if opcode == fuse.FUSE_GETATTR or opcode == fuse.FUSE_SETATTR:
+        return session.attr(unique, _NEVER, _attributes(mount))
+    if opcode == fuse.FUSE_OPEN and mount.poisoner and request.pid == mount.poisoner:
+        return session.opened(unique, 0, fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE)
+    if opcode == fuse.FUSE_READ:
+        return session.data(unique, bytes(request.arg[2]))
+    if opcode == fuse.FUSE_WRITE:
+        return session.error(unique, mount.poison)
+    if opcode in (fuse.FUSE_FSYNC, fuse.FUSE_FLUSH, fuse.FUSE_RELEASE):
+        return session.empty(unique)
+    return session.error(unique, errno.EACCES)
+
+
+def _attributes(mount: Mount) -> bytes:
+    mode = stat.S_IFREG | stat.S_IRUSR | stat.S_IWUSR
+    return pack(fuse.Attr(mount.hidden, _PAGE, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, _PAGE, 0))

@@ -1,0 +1,95 @@
+"""Where commands find the servers, and which server a mount belongs to: files in /run/overt.
+
+`PID.sock` is a server's control socket, `MAJOR:MINOR` names the server and the place of a mount. A server that was killed
+leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from overt.host import mounts
+
+
+def directory() -> Path:
+    """The directory of this user's servers, made if it is not there."""
+    base = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}"))
+    path = base / "overt"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+class Entry(NamedTuple):
+    """One registered mount: its st_dev, its server, its place."""
+
+    device: int
+    pid: int
+    target: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether its server still runs."""
+        return os.path.exists(f"/proc/{self.pid}/fd") and (directory() / f"{self.pid}.sock").exists()
+
+
+def _file(device: int) -> Path:
+    return directory() / f"{os.major(device)}:{os.minor(device)}"
+
+
+def enter(device: int, target: str) -> None:
+    """Note that this process serves the mount at `target`."""
+    _file(device).write_text(f"{os.getpid()} {target}")
+
+
+def remove(device: int) -> None:
+    """Note that a mount is gone."""
+    _file(device).unlink(missing_ok=True)
+
+
+def entries() -> list[Entry]:
+    """All registered mounts."""
+    found = []
+    for file in directory().glob("*:*"):
+        with contextlib.suppress(OSError, ValueError):  # it went away while we looked
+            major, minor = map(int, file.name.split(":"))
+            pid, _, target = file.read_text().partition(" ")
+            found.append(Entry(os.makedev(major, minor), int(pid), target))
+    return found
+
+
+def sockets() -> list[Path]:
+    """The control sockets of all servers, dead ones too."""
+    return sorted(directory().glob("*.sock"))
+
+
+def clear_dead() -> list[str]:
+    """Unmount what killed servers left in this namespace; return the places."""
+    cleared = []
+    for entry in entries():
+        if entry.alive:
+            continue
+        if mounted(entry):
+            mounts.umount(entry.target, mounts.MNT_DETACH)
+            cleared.append(entry.target)
+        remove(entry.device)
+    for socket in sockets():
+        if not os.path.exists(f"/proc/{socket.stem}"):
+            socket.unlink(missing_ok=True)
+    return cleared
+
+
+def mounted(entry: Entry) -> bool:
+    """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
+    numbers = f"{os.major(entry.device)}:{os.minor(entry.device)}"
+    with open("/proc/self/mountinfo") as table:
+        for line in table:
+            fields = line.split()
+            if fields[2] == numbers and unescape(fields[4]) == entry.target and ".overt" in line:
+                return True
+    return False
+
+
+def unescape(text: str) -> str:
+    """A path as /proc/self/mountinfo writes it (octal escapes) as it is."""
+    return text.encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")

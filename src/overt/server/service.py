@@ -1,0 +1,294 @@
+"""Mounts made, listed and ended in one process: what the command line and the control socket ask for."""
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from overt.host import mounts, process
+from overt.host.files import syncfs
+from overt.ledger import UpperError
+from overt.overlay.options import Options
+from overt.server import registry
+from overt.server.connect import connect
+from overt.server.engine import Engine
+from overt.server.events import Events
+from overt.server.layers import Refusal, open_layers, prove
+from overt.server.mount import Mount
+from overt.server.poison import new_number
+from overt.server.watchdog import Watchdog
+from overt.tree.tree import Tree
+from overt.upper import Upper, Uppers
+
+_START = 10.0
+"""seconds for the kernel to begin to talk"""
+_WORKERS = 16
+"""threads for the blocking work of one upper, made as needed"""
+
+
+class Service:
+    """All mounts of one process. Methods are for any thread but the engine's, unless they say otherwise."""
+
+    def __init__(self, events: Events, watchdog: Watchdog, descriptors: int) -> None:
+        self.events = events
+        self.engine = Engine(events, descriptors)
+        self.engine.gone = self._gone
+        self.uppers = Uppers(self._upper_error)
+        self.watchdog = watchdog
+        self.mounts: list[Mount] = []
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._proven: set[int] = set()
+        self._delivers: dict[str, bool] = {}
+        self._lock = threading.Lock()
+        self.empty = threading.Event()
+        """set when the last mount has gone"""
+
+    # Mounting
+
+    def mount(self, options: Options, target: str) -> list[str]:
+        """Mount at `target`; return what cannot be promised, a line each. Raises `Refusal`."""
+        try:
+            if not os.path.isdir(target):
+                raise Refusal(f"mount point {target}: {'not a directory' if os.path.exists(target) else 'no such directory'}")
+        except OSError as error:
+            raise Refusal(f"mount point {target}: {error.strerror}") from None
+        target = os.path.realpath(target)
+        mount, fd = self._make(options, target)
+        try:
+            mounts.attach(fd, target)
+        except OSError as error:
+            raise Refusal(f"mount point {target}: {error.strerror}") from None
+        finally:
+            os.close(fd)
+        registry.enter(mount.device, target)
+        return self._limits(mount)
+
+    def mount_detached(self, options: Options, label: str) -> int:
+        """The same, but the mount is given out as a descriptor (move_mount(2)); `label` stands for its place."""
+        return self._make(options, label)[1]
+
+    def _make(self, options: Options, target: str) -> tuple[Mount, int]:
+        layers = open_layers(options)
+        upper: Upper | None = None
+        account = None
+        try:
+            inner = -1
+            if options.upper is not None:
+                inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
+                layers.held.append(layers.work)
+                layers = layers._replace(work=inner)
+                upper = self.uppers.get(layers.layers[0].root, inner)
+                if upper.s_dev not in self._proven:
+                    prove(inner, options.upper)
+                    self._proven.add(upper.s_dev)
+                account = upper.attach(target, volatile=options.volatile)
+            connection = connect(options)
+        except BaseException:
+            if upper is not None and account is not None:
+                upper.detach(account)
+            layers.close()
+            raise
+        tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
+        pool = self._pool(upper.s_dev if upper is not None else 0)
+        mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+        mount.held = layers.held
+        mount.hidden = new_number()
+        mount.kind, mount.device = connection.kind, connection.device
+        started = threading.Event()
+        problems: list[str] = []
+
+        def ready(problem: str | None) -> None:
+            if problem:
+                problems.append(problem)
+            started.set()
+
+        mount.ready = ready
+        with self._lock:
+            self.mounts.append(mount)
+            self.empty.clear()
+        self.engine.add(mount)
+        if not started.wait(_START):
+            problems.append("the kernel did not begin to talk")
+        if problems:
+            os.close(connection.mount)  # the kernel then ends the connection, and the engine closes the mount
+            raise Refusal(f"mount: {problems[0]}")
+        if not mount.device:
+            mount.device = os.fstat(connection.mount).st_dev
+        self._find_out_about_syncfs(mount, connection.mount)
+        self.watchdog.guard(mount.device, connection.kind)
+        self.events.say("mounted", mount=target, kind=mount.kind, passthrough=mount.passthrough, volatile=mount.volatile)
+        return mount, connection.mount
+
+    def _find_out_about_syncfs(self, mount: Mount, fd: int) -> None:
+        """Whether this kernel sends SYNCFS to a mount of this kind: asked once, by calling it."""
+        if mount.kind not in self._delivers:
+            mount.probing = True
+            directory = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syncfs(directory)
+            finally:
+                os.close(directory)
+                mount.probing = False
+            self._delivers[mount.kind] = mount.tells_syncfs
+        mount.tells_syncfs = self._delivers[mount.kind]
+
+    def _pool(self, s_dev: int) -> ThreadPoolExecutor:
+        with self._lock:
+            pool = self._pools.get(s_dev)
+            if pool is None:
+                pool = ThreadPoolExecutor(_WORKERS, f"upper-{s_dev:x}", lambda: process.set_filesystem_ids(0, 0))
+                self._pools[s_dev] = pool
+            return pool
+
+    def _limits(self, mount: Mount) -> list[str]:
+        """What this kernel does not let this mount promise."""
+        lines = []
+        if not mount.tells_syncfs:
+            lines.append("syncfs(2) does not reach this mount: it tells only of errors that are already known")
+        if mount.options.passthrough and not mount.passthrough:
+            lines.append("no passthrough: data is copied through the server")
+        if mount.upper is not None and mount.upper.refused:
+            lines.append(mount.upper.refused)
+        return lines
+
+    # Ending
+
+    def umount(self, target: str) -> dict[str, Any]:
+        """Flush (ordinary), unmount, and say what is known of errors. Raises `Refusal`, or OSError (EBUSY)."""
+        target = os.path.realpath(target)
+        found = [mount for mount in self.mounts if mount.target == target]
+        if not found:
+            raise Refusal(f"{target}: no overt mount of this server")
+        mount = found[-1]
+        record = self.record(mount)
+        mounts.umount(target)
+        registry.remove(mount.device)
+        self.events.say("unmounted", **record)
+        return record
+
+    def record(self, mount: Mount) -> dict[str, Any]:
+        """Flush an ordinary mount's upper, and say what became of its data (rule 10)."""
+        verdict: dict[str, Any] = {"mount": mount.target, "volatile": mount.volatile, "flushed": False}
+        failed: list[OSError | None] = []
+        if mount.upper is not None and mount.account is not None:
+            if mount.volatile:
+                mount.upper.check()
+            else:
+                done = threading.Event()
+
+                def flushed(error: OSError | None) -> None:
+                    failed.append(error)
+                    done.set()
+
+                mount.upper.flush(flushed)
+                done.wait()
+                verdict["flushed"] = failed[0] is None
+        errors = mount.account.errors() if mount.account is not None else []
+        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount, errors)))
+        verdict["errors"] = len(errors)
+        if lost:
+            verdict |= {"verdict": "lost", "files": lost}
+        elif errors or failed not in ([], [None]):
+            verdict["verdict"] = "may be lost"
+        else:
+            verdict["verdict"] = "no error recorded"
+        return verdict
+
+    def _lost_by_inode(self, mount: Mount, errors: list[UpperError]) -> list[str]:
+        """Files of this mount that the tracepoint saw fail."""
+        if not errors or mount.upper is None or mount.account is None:
+            return []
+        inodes = mount.upper.events(mount.account.mounted_at)
+        if not inodes:
+            return []
+        root = f"/proc/self/fd/{mount.tree.layers[0].root}"
+        found = []
+        for directory, _, files in os.walk(root):
+            for name in files:
+                path = os.path.join(directory, name)
+                if os.lstat(path).st_ino in inodes:
+                    found.append(path[len(root) :])
+        return found
+
+    def close(self) -> list[str]:
+        """Unmount everything, lazily what is busy; return what could not be unmounted, a line each."""
+        problems = []
+        for mount in list(self.mounts):
+            try:
+                self.umount(mount.target)
+            except (Refusal, OSError) as error:
+                if not os.path.ismount(mount.target):
+                    continue  # unmounted by somebody else, or never in this namespace
+                problems.append(f"{mount.target}: {error}: detached while in use")
+                mounts.umount(mount.target, mounts.MNT_DETACH)
+        return problems
+
+    # What happens
+
+    def _gone(self, mount: Mount) -> None:
+        registry.remove(mount.device)
+        self.watchdog.release(mount.device, mount.kind)
+        self.events.say("gone", mount=mount.target)
+        with self._lock:
+            self.mounts.remove(mount)
+            if not self.mounts:
+                self.empty.set()
+
+    def _upper_error(self, error: UpperError, upper: Upper) -> None:
+        self.events.say(
+            "upper error", upper=f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}", error=error.errno, number=error.number,
+            source=error.source, taken_from_host=error.taken,
+        )  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """What `overt status` shows."""
+        with self._lock:
+            live = list(self.mounts)
+        uppers = {mount.upper.s_dev: mount.upper for mount in live if mount.upper is not None}
+        return {
+            "pid": os.getpid(),
+            "mounts": [_mount_status(mount) for mount in live],
+            "uppers": [_upper_status(upper) for upper in uppers.values()],
+            "events": self.events.counts,
+        }
+
+    def history(self) -> str:
+        """The events kept, one JSON object a line."""
+        return "\n".join(json.dumps(entry) for entry in list(self.events.record))
+
+
+def _mount_status(mount: Mount) -> dict[str, Any]:
+    return {
+        "target": mount.target,
+        "lower": list(mount.options.lower),
+        "upper": mount.options.upper,
+        "fsync": mount.options.fsync,
+        "kind": mount.kind,
+        "passthrough": mount.passthrough,
+        "syncfs": mount.tells_syncfs,
+        "since": mount.since,
+        "seconds": round(time.time() - mount.since, 1),
+        "nodes": len(mount.tree.nodes),
+        "open": len(mount.handles),
+        "errors": len(mount.account.errors()) if mount.account else 0,
+        "told": mount.account.told if mount.account else 0,
+        "lost": mount.lost,
+    }
+
+
+def _upper_status(upper: Upper) -> dict[str, Any]:
+    return {
+        "device": f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}",
+        "eyes": upper.eyes,
+        "flushes": upper.flushes,
+        "taken_from_host": upper.taken,
+        "errors": [
+            {**error._asdict(), "told": [
+                account.name for account in upper.ledger.accounts
+                if account.mounted_at < error.number and (account.reached >= error.number or (account.volatile and account.told))
+            ]}
+            for error in upper.ledger.errors
+        ],
+    }  # fmt: skip

@@ -1,0 +1,398 @@
+"""Names made, removed and moved in the upper (fs/overlayfs/dir.c).
+
+What a lower layer has under a name is hidden by a whiteout in the upper. Each change is one atomic step on the upper
+(RENAME_WHITEOUT, RENAME_EXCHANGE, a link from the work directory): a crash between two of them leaves something in the
+work directory, never a half change in sight.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
+from overt.host.libc import AT_SYMLINK_FOLLOW
+from overt.overlay import marks
+from overt.overlay.listing import DT_UNKNOWN, Entry
+from overt.tree.copyup import copy_up
+from overt.tree.layer import UPPER, is_xattr_whiteout, xattr_path
+from overt.tree.node import Node
+from overt.tree.reading import entries, is_empty
+from overt.tree.tree import Tree
+
+__all__ = ["AT_SYMLINK_FOLLOW", "create", "link", "mkdir", "mknod", "remove_dir", "rename", "symlink", "tmpfile", "unlink"]
+
+T = TypeVar("T")
+_DEFAULT_ACL = b"system.posix_acl_default"
+
+
+def _fail(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def _upper(tree: Tree, directory: Node) -> int:
+    """The upper's descriptor of a directory in which something is to change."""
+    if directory.dropped or (directory.anchor >= 0 and directory.parent is not None):
+        raise _fail(errno.ENOENT)
+    copy_up(tree, directory)
+    return tree.dir_fd(directory, UPPER)
+
+
+def _has_whiteout(directory: int, name: bytes) -> bool:
+    try:
+        st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return marks.is_whiteout(st.st_mode, st.st_rdev)
+
+
+def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
+    """Whether a lower layer shows this name, so that taking it away needs a whiteout (ovl_lower_positive)."""
+    for layer in parent.layers:
+        if layer == UPPER:
+            continue
+        directory = tree.dir_fd(parent, layer)
+        try:
+            st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if marks.is_whiteout(st.st_mode, st.st_rdev):
+            return False
+        return not (
+            tree.layers[layer].xattr_whiteouts
+            and marks.may_be_xattr_whiteout(st.st_mode, st.st_size)
+            and is_xattr_whiteout(directory, name)
+        )
+    return False
+
+
+# New names
+
+
+def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T], *, directory: bool = False) -> T:
+    """Make something new: at once, or, where the upper has a whiteout of that name, out of sight and then in its place."""
+    upper = _upper(tree, parent)
+    try:
+        return make(upper, name)
+    except FileExistsError:
+        if not _has_whiteout(upper, name):
+            raise
+    cradle, made_in = _cradle(tree, upper)
+    temporary = tree.temporary()
+    try:
+        result = make(made_in, temporary)
+        try:
+            if directory:
+                _set_opaque(made_in, temporary)
+                renameat2(made_in, temporary, upper, name, RENAME_EXCHANGE)
+                os.unlink(temporary, dir_fd=made_in)
+            else:
+                os.rename(temporary, name, src_dir_fd=made_in, dst_dir_fd=upper)
+        except OSError:
+            (os.rmdir if directory else os.unlink)(temporary, dir_fd=made_in)
+            raise
+        return result
+    finally:
+        if cradle:
+            os.close(made_in)
+            os.rmdir(cradle, dir_fd=tree.work)
+
+
+def _cradle(tree: Tree, upper: int) -> tuple[bytes, int]:
+    """Where to make something that is to be moved over a whiteout in `upper`: (temporary name or b"", descriptor).
+
+    What a new file inherits (the group under a setgid directory, a default ACL) the kernel gives it by the directory
+    that it is made in; so that directory gets both, and nothing has to be worked out twice.
+    """
+    st = os.fstat(upper)
+    try:
+        acl = os.getxattr(b"/proc/self/fd/%d" % upper, _DEFAULT_ACL)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        acl = b""
+    if not acl and not st.st_mode & stat.S_ISGID:
+        return b"", tree.work
+    cradle = tree.temporary()
+    os.mkdir(cradle, 0o700, dir_fd=tree.work)
+    try:
+        os.chown(cradle, st.st_uid, st.st_gid, dir_fd=tree.work)
+        os.chmod(cradle, 0o700 | st.st_mode & stat.S_ISGID, dir_fd=tree.work)
+        if acl:
+            os.setxattr(xattr_path(tree.work, cradle), _DEFAULT_ACL, acl)
+        return cradle, os.open(cradle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.work)
+    except OSError:
+        os.rmdir(cradle, dir_fd=tree.work)
+        raise
+
+
+def _set_opaque(directory: int, name: bytes) -> None:
+    os.setxattr(xattr_path(directory, name), marks.PREFIX + marks.OPAQUE, marks.OPAQUE_YES)
+
+
+def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
+    node = tree.enter(parent, name, (UPPER,), st)
+    _list(parent, name, node)
+    return node, st
+
+
+def _list(parent: Node, name: bytes, node: Node | None) -> None:
+    """Keep a listing that somebody is reading up to date."""
+    if parent.listing is not None:
+        if node is None:
+            parent.listing.discard(name)
+        else:
+            parent.listing.add(Entry(node.ino, node.mode >> 12 if node.mode else DT_UNKNOWN, name, UPPER))
+
+
+def create(tree: Tree, parent: Node, name: bytes, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:
+    """open(2) with O_CREAT of a name that is not there: (node, attributes, descriptor); FileExistsError if it is."""
+
+    def make(directory: int, as_name: bytes) -> int:
+        return os.open(as_name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
+
+    fd = _make(tree, parent, name, make)
+    node, st = _entered(tree, parent, name, os.fstat(fd))
+    return node, st, fd
+
+
+def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:
+    """open(2) with O_TMPFILE."""
+    upper = _upper(tree, parent)
+    fd = os.open(b".", flags & ~os.O_CREAT | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=upper)
+    anchor = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
+    st = os.fstat(fd)
+    return tree.enter_nameless(st, anchor), st, fd
+
+
+def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.stat_result]:
+    """mkdir(2)."""
+    _make(tree, parent, name, lambda directory, as_name: os.mkdir(as_name, mode, dir_fd=directory), directory=True)
+    return _look(tree, parent, name)
+
+
+def mknod(tree: Tree, parent: Node, name: bytes, mode: int, rdev: int) -> tuple[Node, os.stat_result]:
+    """mknod(2); EPERM for a character device 0:0, which is a whiteout."""
+    if marks.is_whiteout(mode, rdev):
+        raise _fail(errno.EPERM)
+    _make(tree, parent, name, lambda directory, as_name: os.mknod(as_name, mode, rdev, dir_fd=directory))
+    return _look(tree, parent, name)
+
+
+def symlink(tree: Tree, parent: Node, name: bytes, target: bytes) -> tuple[Node, os.stat_result]:
+    """symlink(2)."""
+    _make(tree, parent, name, lambda directory, as_name: os.symlink(target, as_name, dir_fd=directory))
+    return _look(tree, parent, name)
+
+
+def _look(tree: Tree, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    st = os.stat(name, dir_fd=tree.dir_fd(parent, UPPER), follow_symlinks=False)
+    return _entered(tree, parent, name, st)
+
+
+def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
+    """link(2): one more name for a file, which is copied up first."""
+    upper = _upper(tree, parent)
+    copy_up(tree, node)
+
+    def make(directory: int, as_name: bytes) -> None:
+        if node.anchor >= 0:
+            os.link(b"/proc/self/fd/%d" % node.anchor, as_name, dst_dir_fd=directory, follow_symlinks=True)
+        else:
+            source, known = tree.at(node)
+            os.link(known, as_name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+
+    _make(tree, parent, name, make)
+    tree.link_name(node, parent, name)
+    _list(parent, name, node)
+    return os.stat(name, dir_fd=upper, follow_symlinks=False)
+
+
+# Names that go
+
+
+def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
+    """unlink(2); the node that had the name."""
+    node, _ = tree.lookup(parent, name)
+    if node.is_dir:
+        raise _fail(errno.EISDIR)
+    upper = _upper(tree, parent)
+    hidden = hidden_below(tree, parent, name)
+    anchor = tree.hold(node, parent, name)
+    try:
+        if node.layer != UPPER:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=upper)
+            node.dropped = True
+        elif hidden:
+            temporary = tree.temporary()
+            renameat2(upper, name, tree.work, temporary, RENAME_WHITEOUT)
+            os.unlink(temporary, dir_fd=tree.work)
+        else:
+            os.unlink(name, dir_fd=upper)
+    except OSError:
+        if anchor >= 0:
+            os.close(anchor)
+        raise
+    tree.unname(node, parent, name, anchor)
+    _list(parent, name, None)
+    return node
+
+
+def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
+    """rmdir(2): the merged directory has to be empty; whiteouts in its upper part go with it."""
+    node, _ = tree.lookup(parent, name)
+    if not node.is_dir:
+        raise _fail(errno.ENOTDIR)
+    if not is_empty(tree, node):
+        raise _fail(errno.ENOTEMPTY)
+    upper = _upper(tree, parent)
+    hidden = hidden_below(tree, parent, name)
+    anchor = tree.hold(node, parent, name)
+    try:
+        if node.layer != UPPER:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=upper)
+        elif hidden:
+            temporary = tree.temporary()
+            renameat2(upper, name, tree.work, temporary, RENAME_WHITEOUT)
+            _remove_emptied(tree.work, temporary)
+        else:
+            try:
+                os.rmdir(name, dir_fd=upper)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                temporary = tree.temporary()
+                os.rename(name, temporary, src_dir_fd=upper, dst_dir_fd=tree.work)
+                _remove_emptied(tree.work, temporary)
+    except OSError:
+        if anchor >= 0:
+            os.close(anchor)
+        raise
+    node.dropped = True
+    node.layers = node.layers[:1]
+    tree.unname(node, parent, name, anchor)
+    _list(parent, name, None)
+    return node
+
+
+def _remove_emptied(directory: int, name: bytes) -> None:
+    """Remove a directory of the upper in which there are only whiteouts."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        for entry in entries(fd):
+            os.unlink(entry.name, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=directory)
+
+
+def _clear(tree: Tree, upper: int, name: bytes) -> None:
+    """Put an empty opaque directory in the place of one that holds only whiteouts (ovl_clear_empty)."""
+    fresh = tree.temporary()
+    st = os.stat(name, dir_fd=upper, follow_symlinks=False)
+    os.mkdir(fresh, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+    try:
+        _set_opaque(tree.work, fresh)
+        renameat2(tree.work, fresh, upper, name, RENAME_EXCHANGE)
+    except OSError:
+        os.rmdir(fresh, dir_fd=tree.work)
+        raise
+    _remove_emptied(tree.work, fresh)
+
+
+# Names that move
+
+
+def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> None:
+    """renameat2(2) with NOREPLACE or EXCHANGE; EXDEV for a directory with a lower part (redirect_dir=off)."""
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+        raise _fail(errno.EINVAL)
+    node, _ = tree.lookup(parent, name)
+    try:
+        target: Node | None = tree.lookup(new_parent, new_name)[0]
+    except FileNotFoundError:
+        target = None
+    exchange = bool(flags & RENAME_EXCHANGE)
+    if target is None and exchange:
+        raise _fail(errno.ENOENT)
+    if target is not None and flags & RENAME_NOREPLACE:
+        raise _fail(errno.EEXIST)
+    if target is node:
+        return
+    if (node.is_dir and node.layers != (UPPER,)) or (exchange and target and target.is_dir and target.layers != (UPPER,)):
+        raise _fail(errno.EXDEV)
+    if target is not None and not exchange:
+        if node.is_dir != target.is_dir:
+            raise _fail(errno.ENOTDIR if node.is_dir else errno.EISDIR)
+        if target.is_dir and not is_empty(tree, target):
+            raise _fail(errno.ENOTEMPTY)
+    copy_up(tree, node)
+    new_upper = _upper(tree, new_parent)
+    upper = tree.dir_fd(parent, UPPER)
+    hidden_here = hidden_below(tree, parent, name)
+    hidden_there = hidden_below(tree, new_parent, new_name)
+    if exchange:
+        assert target is not None
+        copy_up(tree, target)
+        for directory, place, opaque in ((node, (upper, name), hidden_there), (target, (new_upper, new_name), hidden_here)):
+            if directory.is_dir and opaque:
+                _set_opaque(*place)
+        renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
+        _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
+        return
+    if node.is_dir and hidden_there:
+        _set_opaque(upper, name)
+    anchor = tree.hold(target, new_parent, new_name) if target is not None else -1
+    try:
+        _move(tree, (upper, name), (new_upper, new_name), node, target, whiteout=hidden_here)
+    except OSError:
+        if anchor >= 0:
+            os.close(anchor)
+        raise
+    if target is not None:
+        if target.layer != UPPER or target.is_dir:
+            target.dropped = True
+            target.layers = target.layers[:1]
+        tree.unname(target, new_parent, new_name, anchor)
+    tree.move_name(node, parent, name, new_parent, new_name)
+    _list(parent, name, None)
+    _list(new_parent, new_name, node)
+
+
+def _move(
+    tree: Tree, source: tuple[int, bytes], place: tuple[int, bytes], node: Node, target: Node | None, *, whiteout: bool
+) -> None:
+    """Move a file of the upper in one step, leaving a whiteout where one is needed."""
+    if node.is_dir and target is not None and target.layer == UPPER:
+        fd = os.open(place[1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place[0])
+        try:
+            emptied = next(iter(entries(fd)), None) is not None
+        finally:
+            os.close(fd)
+        if emptied:
+            _clear(tree, *place)
+    elif node.is_dir and _has_whiteout(*place):
+        # A directory cannot replace a whiteout; they change places, and the whiteout stays if one is needed there.
+        renameat2(*source, *place, RENAME_EXCHANGE)
+        if not whiteout:
+            os.unlink(source[1], dir_fd=source[0])
+        return
+    renameat2(*source, *place, RENAME_WHITEOUT if whiteout else 0)
+
+
+def _exchange_names(tree: Tree, node: Node, here: tuple[Node, bytes], target: Node, there: tuple[Node, bytes]) -> None:
+    tree.move_name(node, *here, *there)
+    children = there[0].children
+    assert children is not None
+    if target.parent is there[0] and target.name == there[1]:
+        target.parent, target.name = here
+    elif target.links:
+        target.links.discard(there)
+        target.links.add(here)
+    if here[0].children is None:
+        here[0].children = {}
+    here[0].children[here[1]] = target
+    children[there[1]] = node
+    _list(*here, target)
+    _list(*there, node)

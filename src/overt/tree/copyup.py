@@ -1,0 +1,235 @@
+"""Copy-up: a file of a lower layer gets an upper copy before it is changed (fs/overlayfs/copy_up.c).
+
+All or nothing: the copy is made out of sight in the work directory, whole and with all its attributes, flushed where
+fsync=auto or strict says so, and given its name in one step. Whatever fails before that step leaves the lower file as it
+was and nothing in the upper; the kernel clears the work directory at the next mount, and so do we.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+
+from overt.host.files import FICLONE, utimensat
+from overt.overlay import marks
+from overt.tree.layer import UPPER, xattr_path
+from overt.tree.node import Node
+from overt.tree.tree import Later, Tree
+
+_CHUNK = 1 << 30
+_CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
+
+
+def copy_up(tree: Tree, node: Node, limit: int | None = None) -> None:
+    """Make sure that `node` and all directories above it are in the upper.
+
+    `limit`: copy at most so many bytes of data, the rest is about to be cut off. Raises OSError (EROFS without an upper),
+    or `Later` where data has to be copied or flushed.
+    """
+    if node.layer == UPPER:
+        return
+    if not tree.writable:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    missing = []
+    above = node.parent
+    while above is not None and above.layer != UPPER:
+        missing.append(above)
+        above = above.parent
+    while missing:
+        _copy_up_one(tree, missing.pop(), None)
+    _copy_up_one(tree, node, limit)
+
+
+def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
+    if node.anchor >= 0:
+        _nameless(tree, node, limit)
+        return
+    assert node.parent is not None
+    source, name = tree.at(node)
+    st = os.stat(name, dir_fd=source, follow_symlinks=False)
+    target = tree.dir_fd(node.parent, UPPER)
+    if stat.S_ISREG(st.st_mode):
+        copy = _data(tree, node, st, limit)
+        try:
+            times = _times(target)
+            os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
+            utimensat(target, b".", *times)
+            done = os.fstat(copy)
+        finally:
+            os.close(copy)
+    else:
+        done = _special(tree, node, st, source, target)
+    _settle(tree, node, done)
+
+
+def _settle(tree: Tree, node: Node, done: os.stat_result) -> None:
+    tree.in_upper(node, done)
+    tree.changed.append(node.id)
+    for handle in node.handles or ():
+        replacement = tree.open(node, handle.flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
+        os.dup2(replacement, handle.fd, inheritable=False)  # an open file counts errors from here on, and sees new data
+        os.close(replacement)
+
+
+def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
+    """A lower file that was removed while in use: its copy gets no name either (ovl_copy_up_one on a deleted file)."""
+    st = os.fstat(node.anchor)
+    if not stat.S_ISREG(st.st_mode):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    copy = _data(tree, node, st, limit)
+    try:
+        anchor = os.open(b"/proc/self/fd/%d" % copy, os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(copy)
+    os.close(node.anchor)
+    node.anchor = anchor
+    node.dropped = False
+    _settle(tree, node, os.fstat(anchor))
+
+
+# Data
+
+
+def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
+    """A nameless copy of a regular file in the work directory, with data and attributes; `Later` unless it is short."""
+    prepared = tree.prepared.pop((node, limit), None)
+    if isinstance(prepared, int):
+        return prepared
+    length = st.st_size if limit is None else min(st.st_size, limit)
+    flush = tree.sync == "strict" or (tree.sync == "auto" and length > 0)
+    if not flush and length <= tree.inline_copy:
+        source = tree.open(node, os.O_RDONLY)
+        return _copy(source, st, length, tree.work, flush=False)
+    source = tree.open(node, os.O_RDONLY)
+
+    def work() -> int:
+        return _copy(source, st, length, tree.work, flush=flush)
+
+    def finish(copy: object) -> None:
+        tree.prepared[node, limit] = copy
+
+    raise Later((node, limit), work, finish)
+
+
+def _copy(source: int, st: os.stat_result, length: int, work: int, *, flush: bool) -> int:
+    """Copy `length` bytes and all attributes into a nameless file in `work`; close `source`; return the copy."""
+    try:
+        copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=work)
+        try:
+            _copy_data(source, copy, length)
+            os.fchown(copy, st.st_uid, st.st_gid)
+            _copy_xattrs(source, copy)
+            os.fchmod(copy, stat.S_IMODE(st.st_mode))
+            os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
+            if flush:
+                os.fsync(copy)
+        except BaseException:
+            os.close(copy)
+            raise
+        return copy
+    finally:
+        os.close(source)
+
+
+def _copy_data(source: int, copy: int, length: int) -> None:
+    if not length:
+        return
+    if length == os.fstat(source).st_size:
+        try:
+            fcntl.ioctl(copy, FICLONE, source)
+            return
+        except OSError as error:
+            if error.errno not in (*_CANNOT, errno.ENOTTY, errno.EPERM):
+                raise
+    os.truncate(copy, length)
+    offset = 0
+    while offset < length:
+        try:
+            offset = os.lseek(source, offset, os.SEEK_DATA)
+            end = min(length, os.lseek(source, offset, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing but a hole from here on
+            raise
+        while offset < end:
+            offset += _copy_extent(source, copy, offset, end - offset)
+
+
+def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
+    """Copy some of `count` bytes at `offset`; return how many."""
+    try:
+        copied = os.copy_file_range(source, copy, min(count, _CHUNK), offset, offset)
+        if copied:
+            return copied
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    data = os.pread(source, min(count, 1 << 20), offset)
+    if not data:
+        raise OSError(errno.EIO, "the lower file became shorter while it was copied up")
+    return os.pwrite(copy, data, offset)
+
+
+# Attributes
+
+
+def _copy_xattrs(source: int | bytes, copy: int | bytes) -> None:
+    try:
+        names = os.listxattr(source, follow_symlinks=False) if isinstance(source, bytes) else os.listxattr(source)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    follow = {"follow_symlinks": False} if isinstance(source, bytes) else {}
+    for text in names:
+        name = os.fsencode(text)
+        if name.startswith(marks.PREFIX):
+            continue
+        try:
+            os.setxattr(copy, name, os.getxattr(source, name, **follow), **follow)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or marks.must_copy(name):
+                raise
+
+
+def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: int) -> os.stat_result:
+    """Copy a directory, symlink, device, FIFO or socket through the work directory; return the copy's attributes."""
+    name, temporary = node.name, tree.temporary()
+    kind = stat.S_IFMT(st.st_mode)
+    if kind == stat.S_IFDIR:
+        os.mkdir(temporary, 0o700, dir_fd=tree.work)
+    elif kind == stat.S_IFLNK:
+        os.symlink(os.readlink(name, dir_fd=source), temporary, dir_fd=tree.work)
+    else:
+        os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
+    try:
+        os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
+        _copy_xattrs(xattr_path(source, name), xattr_path(tree.work, temporary))
+        if kind != stat.S_IFLNK:
+            os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+        os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
+        if kind == stat.S_IFDIR and tree.sync == "strict":
+            flush_directory(tree.work, temporary)
+        times = _times(target)
+        os.rename(temporary, name, src_dir_fd=tree.work, dst_dir_fd=target)
+    except OSError:
+        (os.rmdir if kind == stat.S_IFDIR else os.unlink)(temporary, dir_fd=tree.work)
+        raise
+    utimensat(target, b".", *times)
+    return os.stat(name, dir_fd=target, follow_symlinks=False)
+
+
+def _times(directory: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A directory's times, to be put back: a copy-up is no change that anybody made (ovl_set_timestamps)."""
+    st = os.fstat(directory)
+    atime, mtime = divmod(st.st_atime_ns, 10**9), divmod(st.st_mtime_ns, 10**9)
+    return atime, mtime
+
+
+def flush_directory(parent: int, name: bytes) -> None:
+    """fsync a directory by name."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

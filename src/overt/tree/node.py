@@ -1,0 +1,76 @@
+"""Files of the merged tree that the kernel knows by number.
+
+A node is one file or directory; its number (nodeid) is never used again. It is found as a name in its parent's
+directory, in the layer where it is; a bare inode number is never taken for an identity, except of files in the upper
+while they are held. A file whose last known name goes away while the kernel still knows it is held by an O_PATH
+descriptor, its *anchor*.
+"""
+
+import os
+import stat
+from typing import Any
+
+ROOT_ID = 1
+
+
+class Node:
+    """A file of the merged tree. `layer` is where its attributes and data are; a directory has several `layers`."""
+
+    __slots__ = (
+        "anchor", "backing", "children", "dropped", "fds", "handles", "id", "ino", "key", "layer", "layers", "links",
+        "listing", "lookups", "mode", "name", "parent", "readers", "stale", "writers", "written",
+    )  # fmt: skip
+
+    def __init__(self, number: int, parent: "Node | None", name: bytes, layers: tuple[int, ...], mode: int, ino: int):
+        self.id = number
+        self.parent = parent
+        self.name = name
+        self.layers = layers
+        self.layer = layers[0] if layers else -1
+        self.mode = mode
+        self.ino = ino
+        self.lookups = 0
+        self.anchor = -1
+        self.key: object = None
+        """what the tree's table of upper files has it under"""
+        self.dropped = False
+        """whether a file that only a lower layer has was removed while in use: it has no links any more"""
+        self.children: dict[bytes, Node] | None = None
+        self.fds: dict[int, int] = {}
+        self.links: set[tuple[Node, bytes]] | None = None
+        """further known names, beside `parent` and `name`"""
+        self.stale: dict[int, int] | None = None
+        """numbers that this file had before, and how often the kernel still counts them"""
+        self.listing: Any = None
+        self.readers = 0
+        """open directory streams"""
+        self.handles: set[Any] | None = None
+        """open files (the server's handles)"""
+        self.backing: Any = None
+        """what FUSE passthrough reads and writes, while some open file uses it"""
+        self.writers = 0
+        """open files that may write without the server seeing it"""
+        self.written = 0
+        """the mtime, in nanoseconds, that the kernel was last given"""
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def merged(self) -> bool:
+        """Whether it is a directory that more than one layer has."""
+        return len(self.layers) > 1
+
+    def __repr__(self) -> str:
+        return f"<node {self.id} {os.fsdecode(self.name)!r} in {self.layers}>"
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        if self.anchor >= 0:
+            os.close(self.anchor)
+            self.anchor = -1
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()

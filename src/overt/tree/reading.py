@@ -1,0 +1,53 @@
+"""Directories read and merged (fs/overlayfs/readdir.c)."""
+
+import os
+from collections.abc import Iterator
+
+from overt.host.files import getdents
+from overt.overlay import marks
+from overt.overlay.listing import DT_CHR, DT_UNKNOWN, Entry, Listing, merge
+from overt.tree.layer import is_xattr_whiteout
+from overt.tree.node import Node
+from overt.tree.tree import Tree
+from overt.wire.dirent import parse
+
+_DT_REG = 8
+_buffer = bytearray(1 << 18)
+
+
+def entries(fd: int, layer: int = 0) -> Iterator[Entry]:
+    """All names in an open directory but ``.`` and ``..``, whiteouts too."""
+    while size := getdents(fd, _buffer):
+        for ino, kind, name in parse(_buffer, size):
+            if name != b"." and name != b"..":
+                yield Entry(ino, kind, name, layer)
+
+
+def _layer_entries(tree: Tree, node: Node, layer: int) -> list[tuple[Entry, bool]]:
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.dir_fd(node, layer))
+    try:
+        return [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+    finally:
+        os.close(fd)
+
+
+def _hides(tree: Tree, fd: int, entry: Entry, layer: int) -> bool:
+    if entry.kind == DT_CHR or entry.kind == DT_UNKNOWN:
+        st = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        return marks.is_whiteout(st.st_mode, st.st_rdev)
+    if entry.kind == _DT_REG and tree.layers[layer].xattr_whiteouts:
+        st = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        return marks.may_be_xattr_whiteout(st.st_mode, st.st_size) and is_xattr_whiteout(fd, entry.name)
+    return False
+
+
+def read(tree: Tree, node: Node) -> Listing:
+    """The merged listing of a directory."""
+    if node.dropped:
+        return Listing([])
+    return Listing(merge([_layer_entries(tree, node, layer) for layer in node.layers]))
+
+
+def is_empty(tree: Tree, node: Node) -> bool:
+    """Whether the merged directory has no entries."""
+    return not len(read(tree, node))

@@ -1,0 +1,380 @@
+"""The merged tree: from a name to a node, and from a node to a file in a layer (fs/overlayfs/namei.c)."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+
+from overt.overlay import marks
+from overt.tree.layer import UPPER, DescriptorCache, Layer, is_xattr_whiteout, opaque_mark
+from overt.tree.node import ROOT_ID, Node
+
+Work = Callable[[], object]
+Finish = Callable[[object], None]
+
+_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_O_ANCHOR = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_IFMT = 0o170000
+
+
+class Later(Exception):
+    """Raised by a verb that has to wait for long work: do `work` elsewhere, then `finish` here, then call the verb again.
+
+    `key` names the work, so that two who wait for the same do it once. `finish` gets what `work` returned or raised.
+    """
+
+    def __init__(self, key: object, work: Work, finish: Finish) -> None:
+        super().__init__(key)
+        self.key = key
+        self.work = work
+        self.finish = finish
+
+
+class Tree:
+    """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
+
+    def __init__(
+        self, layers: Iterable[Layer], work: int, cache: DescriptorCache, *, sync: str = "auto", inline_copy: int = 1 << 18
+    ) -> None:
+        """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
+
+        `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
+        """
+        self.layers = {layer.index: layer for layer in layers}
+        self.work = work
+        self.cache = cache
+        self.sync = sync
+        self.inline_copy = inline_copy
+        self.nodes: dict[int, Node] = {}
+        self.upper_files: dict[object, Node] = {}
+        self.prepared: dict[tuple[Node, int | None], object] = {}
+        self.origins: dict[int, int] = {}
+        """upper inode number -> the number that the file had before it was copied up"""
+        self.changed: list[int] = []
+        """nodes whose attributes changed without the kernel knowing; the server tells it"""
+        self._devices: dict[int, int] = {}
+        self._last_id = ROOT_ID
+        self._temporary = 0
+        indices = tuple(sorted(self.layers))
+        for index in indices:
+            self._devices.setdefault(self.layers[index].device, len(self._devices))
+        bottom = self.layers[indices[min(1, len(indices) - 1)]]
+        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(bottom.root)))
+        self.root.lookups = 1
+        self.root.fds = {index: layer.root for index, layer in self.layers.items()}
+        self.nodes[ROOT_ID] = self.root
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is an upper."""
+        return UPPER in self.layers
+
+    def close(self) -> None:
+        """Close every descriptor, the layers' too."""
+        self.root.fds = {}
+        for node in list(self.nodes.values()):
+            node.close()
+        self.nodes.clear()
+        for layer in self.layers.values():
+            layer.close()
+        if self.work >= 0:
+            os.close(self.work)
+
+    # From a number to a node
+
+    def node(self, number: int) -> Node:
+        """The node of this number; ESTALE if there is none."""
+        node = self.nodes.get(number)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel gives back `count` references to a number."""
+        node = self.nodes.get(number)
+        if node is None:
+            return
+        if number != node.id and node.stale is not None:
+            node.stale[number] -= count
+            if node.stale[number] <= 0:
+                del node.stale[number], self.nodes[number]
+            return
+        node.lookups -= count
+        self._drop_if_unknown(node)
+
+    def unused(self, node: Node) -> None:
+        """A node that was looked up but not given to the kernel."""
+        self._drop_if_unknown(node)
+
+    def renumber(self, node: Node) -> None:
+        """Give the file a new number: what the kernel knows under the old one stays as it is (see server/data.py)."""
+        if node.stale is None:
+            node.stale = {}
+        node.stale[node.id] = node.lookups
+        node.id = self._next_id()
+        node.lookups = 0
+        self.nodes[node.id] = node
+
+    def _drop_if_unknown(self, node: Node | None) -> None:
+        while node is not None and node.lookups <= 0 and not node.children and not node.stale and node.parent is not None:
+            parent = node.parent
+            self.nodes.pop(node.id, None)
+            for place, name in self._names(node):
+                if place.children is not None and place.children.get(name) is node:
+                    del place.children[name]
+            if node.key is not None:
+                self.upper_files.pop(node.key, None)
+            node.close()
+            node = parent
+
+    def _names(self, node: Node) -> list[tuple[Node, bytes]]:
+        names = [(node.parent, node.name)] if node.parent is not None else []
+        return names + list(node.links or ())
+
+    # From a node to a file
+
+    def dir_fd(self, node: Node, layer: int) -> int:
+        """An O_PATH descriptor of directory `node` in `layer`; valid until the next `cache.trim`."""
+        fd = node.fds.get(layer)
+        if fd is not None:
+            return fd
+        chain = []
+        while True:
+            if node.anchor >= 0:
+                fd = node.anchor
+                break
+            fd = node.fds.get(layer)
+            if fd is not None:
+                break
+            chain.append(node)
+            assert node.parent is not None
+            node = node.parent
+        while chain:
+            node = chain.pop()
+            fd = os.open(node.name, _O_DIRECTORY, dir_fd=fd)
+            self.cache.hold(node.fds, layer, fd)
+        return fd
+
+    def at(self, node: Node) -> tuple[int, bytes]:
+        """(directory descriptor, name) of a node that has a name."""
+        if node.parent is None:
+            return self.layers[node.layer].root, b"."
+        parent = node.parent
+        fd = parent.fds.get(node.layer)
+        return (self.dir_fd(parent, node.layer) if fd is None else fd), node.name
+
+    def stat(self, node: Node) -> os.stat_result:
+        """lstat(2) of the file in its layer."""
+        if node.anchor >= 0:
+            return os.fstat(node.anchor)
+        directory, name = self.at(node)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def path(self, node: Node) -> bytes:
+        """A path for calls that take nothing else; the last component is not a link unless the file is one."""
+        if node.anchor >= 0:
+            return b"/proc/self/fd/%d" % node.anchor
+        directory, name = self.at(node)
+        return b"/proc/self/fd/%d/%b" % (directory, name)
+
+    def name_of(self, node: Node) -> str:
+        """The file's path in the overlay, for people."""
+        parts = []
+        while node.parent is not None:
+            parts.append(os.fsdecode(node.name))
+            node = node.parent
+        return "/" + "/".join(reversed(parts))
+
+    def open(self, node: Node, flags: int) -> int:
+        """Open the file in its layer."""
+        if node.anchor >= 0:
+            return os.open(b"/proc/self/fd/%d" % node.anchor, flags | os.O_CLOEXEC)
+        directory, name = self.at(node)
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+    def ino(self, st: os.stat_result) -> int:
+        """The inode number to show: the file's own, marked with its device where layers are on several."""
+        index = self._devices.get(st.st_dev)
+        if index is None:
+            index = self._devices[st.st_dev] = len(self._devices)
+        return st.st_ino if index == 0 else st.st_ino | index << 56
+
+    # From a name to a node
+
+    def lookup(self, parent: Node, name: bytes, start: int = UPPER) -> tuple[Node, os.stat_result]:
+        """The node that `name` is in directory `parent`, and its attributes; FileNotFoundError without one.
+
+        `start`: the first layer that can have it, where a listing has told so.
+        """
+        children = parent.children
+        if children is not None:
+            child = children.get(name)
+            if child is not None:
+                try:
+                    if child.parent is parent and child.name == name:
+                        return child, self.stat(child)
+                    fd = self.dir_fd(parent, child.layer)
+                    return child, os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    del children[name]  # a layer was changed behind our back; look again
+        return self._discover(parent, name, start)
+
+    def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result]:
+        found: list[int] = []
+        top = second = None
+        remaining = len(parent.layers)
+        for layer in parent.layers:
+            remaining -= 1
+            if layer < start:
+                continue
+            directory = parent.fds.get(layer)
+            if directory is None:
+                directory = self.dir_fd(parent, layer)
+            try:
+                st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            mode = st.st_mode
+            if mode & _IFMT != stat.S_IFDIR:
+                if top is None and not self._whiteout(layer, directory, name, st):
+                    top = st
+                    found.append(layer)
+                break
+            found.append(layer)
+            if top is None:
+                top = st
+            elif second is None:
+                second = st
+            if remaining and opaque_mark(directory, name) == marks.OPAQUE_YES:
+                break
+        if top is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self.enter(parent, name, tuple(found), top, second), top
+
+    def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
+        if marks.is_whiteout(st.st_mode, st.st_rdev):
+            return True
+        return (
+            self.layers[layer].xattr_whiteouts
+            and marks.may_be_xattr_whiteout(st.st_mode, st.st_size)
+            and is_xattr_whiteout(directory, name)
+        )
+
+    def enter(
+        self, parent: Node, name: bytes, layers: tuple[int, ...], st: os.stat_result, below: os.stat_result | None = None
+    ) -> Node:
+        """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
+
+        `below` is the next lower layer's directory of a merged one: it gives the inode number, which is then the same
+        before and after copy-up.
+        """
+        is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
+        if is_upper_file:
+            key = self._key(st)
+            node = self.upper_files.get(key)
+            if node is not None:
+                self._name(node, parent, name)
+                return node
+            ino = self.ino(st)
+            if self.origins:
+                ino = self.origins.get(st.st_ino, ino)
+        else:
+            ino = self.ino(below or st)
+        node = Node(self._next_id(), parent, name, layers, st.st_mode, ino)
+        self.nodes[node.id] = node
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = node
+        if is_upper_file:
+            node.key = key
+            self.upper_files[key] = node
+        return node
+
+    def enter_nameless(self, st: os.stat_result, anchor: int) -> Node:
+        """The node of a file without a name (O_TMPFILE), held by `anchor`."""
+        node = Node(self._next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
+        node.anchor = anchor
+        self.nodes[node.id] = node
+        node.key = self._key(st)
+        self.upper_files[node.key] = node
+        return node
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _key(self, st: os.stat_result) -> object:
+        return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
+
+    def in_upper(self, node: Node, st: os.stat_result) -> None:
+        """Note that a file was copied up and is `st` in the upper now."""
+        if node.is_dir:
+            node.layers = (UPPER, *node.layers)
+        else:
+            node.layers = (UPPER,)
+            node.key = self._key(st)
+            self.upper_files[node.key] = node
+            if node.ino != self.ino(st):
+                self.origins[st.st_ino] = node.ino
+        node.layer = UPPER
+
+    # Names come and go
+
+    def _name(self, node: Node, parent: Node, name: bytes) -> None:
+        """Note one more name of a node; the first name known after the last was lost becomes its place."""
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = node
+        if node.anchor >= 0:
+            os.close(node.anchor)
+            node.anchor = -1
+            node.parent, node.name = parent, name
+        elif node.parent is not parent or node.name != name:
+            if node.links is None:
+                node.links = set()
+            node.links.add((parent, name))
+
+    def link_name(self, node: Node, parent: Node, name: bytes) -> None:
+        """The file has got one more name."""
+        self._name(node, parent, name)
+
+    def hold(self, node: Node, parent: Node, name: bytes) -> int:
+        """Open the anchor that a node needs before its name goes, or -1 where another of its names is known."""
+        if node.anchor >= 0 or node.parent is not parent or node.name != name or node.links:
+            return -1
+        directory, known = self.at(node)
+        return os.open(known, _O_ANCHOR, dir_fd=directory)
+
+    def unname(self, node: Node, parent: Node, name: bytes, anchor: int) -> None:
+        """The name is gone; `anchor` is what `hold` gave."""
+        if parent.children is not None and parent.children.get(name) is node:
+            del parent.children[name]
+        if node.links:
+            if node.parent is parent and node.name == name:
+                node.parent, node.name = node.links.pop()
+            else:
+                node.links.discard((parent, name))
+        elif anchor >= 0:
+            for fd in node.fds.values():
+                os.close(fd)
+            node.fds.clear()
+            node.anchor = anchor
+
+    def move_name(self, node: Node, parent: Node, name: bytes, new_parent: Node, new_name: bytes) -> None:
+        """The file has another name instead of this one."""
+        if parent.children is not None and parent.children.get(name) is node:
+            del parent.children[name]
+        if node.parent is parent and node.name == name:
+            node.parent, node.name = new_parent, new_name
+        elif node.links:
+            node.links.discard((parent, name))
+            node.links.add((new_parent, new_name))
+        if new_parent.children is None:
+            new_parent.children = {}
+        new_parent.children[new_name] = node
+        self._drop_if_unknown(parent)
+
+    def temporary(self) -> bytes:
+        """A name for use in the work directory, in overlayfs's manner."""
+        self._temporary += 1
+        return b"#%x" % self._temporary
