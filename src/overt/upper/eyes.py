@@ -41,7 +41,7 @@ class Sighting(NamedTuple):
     source: str
     taken: bool
     inodes: dict[int, int] | None
-    """failed folios by inode number; None where that is not (wholly) known"""
+    """events by inode number (each failed folio makes one or two); None where that is not (wholly) known"""
 
 
 class Flushed(NamedTuple):

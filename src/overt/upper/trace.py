@@ -35,7 +35,7 @@ class Events(NamedTuple):
     """What the tracepoint saw on one superblock."""
 
     inodes: dict[int, int]
-    """failed folios by inode number"""
+    """how many, by inode number"""
     lost: bool
     """whether events were lost, so that `inodes` is not all of it"""
 

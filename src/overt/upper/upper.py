@@ -128,7 +128,10 @@ class Upper:
             self._announce()
 
     def events(self, since: int) -> dict[int, int] | None:
-        """Failed folios by inode number, of the errors numbered above `since`; None where they are not all known."""
+        """Events by inode number (each failed folio makes one or two) of the errors numbered above `since`.
+
+        None where they are not all known.
+        """
         total: dict[int, int] = {}
         with self._lock:
             for error in self.ledger.errors[since:]:

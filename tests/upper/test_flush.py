@@ -1,0 +1,230 @@
+"""Flushing: what it reaches, what it costs for many, and what it is worth on a filesystem that has died."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+
+from overt.upper import Uppers
+
+from .stage import SECONDS, Stage, errnos, flush
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+EIO = errno.EIO
+
+
+class Crowd:
+    """Callers of flush, and what each was answered when."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, OSError | None] = {}
+        self.flushes: dict[int, int] = {}
+        self.threads: set[int] = set()
+
+    def wait(self, count: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        while len(self.answers) < count:
+            assert time.monotonic() < deadline, f"{len(self.answers)} of {count} were answered"
+            time.sleep(0.001)
+
+
+def fill(stage: Stage) -> None:
+    """Leave no block free."""
+    fd = os.open(stage.root / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        end = 0
+        for size in (1 << 24, 1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(fd, end, size)
+                    end += size
+    finally:
+        os.close(fd)
+
+
+def test_what_was_written_before_the_call_is_durable_when_it_is_answered(stage: Stage) -> None:
+    upper, _ = stage.attach()
+    stage.write("file", pages=10)
+    assert stage.disk.marker not in stage.disk.snapshot(durable=True)
+    assert flush(upper) is None
+    assert stage.disk.marker in stage.disk.snapshot(durable=True)
+
+
+def test_a_thousand_at_once_cost_three_flushes_of_the_upper(stage: Stage) -> None:
+    upper, _ = stage.attach()
+    stage.host()
+    before = stage.disk.counters().flushes
+    stage.write("once")
+    assert flush(upper) is None
+    cost = stage.disk.counters().flushes - before  # a journal may need more than one
+    stage.write("file", pages=100)
+    before = stage.disk.counters().flushes
+    crowd = Crowd()
+    start = threading.Barrier(10)
+
+    def ask(first: int) -> None:
+        start.wait(SECONDS)
+        for number in range(first, first + 100):
+            upper.flush(lambda failure, number=number: crowd.answers.__setitem__(number, failure))  # type: ignore[misc]
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(0, 1000, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    crowd.wait(1000)
+    assert set(crowd.answers.values()) == {None}
+    assert stage.disk.counters().flushes - before <= 3 * cost
+    assert upper.flushes <= 1 + 100  # of threads that take turns: a flush of a clean upper is quick
+
+
+def test_who_calls_while_a_flush_is_under_way_gets_the_next(ext4: Stage) -> None:
+    upper, _ = ext4.attach()
+    crowd = Crowd()
+
+    def ask(number: int) -> None:
+        def done(failure: OSError | None) -> None:
+            crowd.flushes[number] = upper.flushes
+            crowd.threads.add(threading.get_ident())
+            crowd.answers[number] = failure
+
+        upper.flush(done)
+
+    ext4.write("first")
+    ext4.disk.hang()
+    ask(0)
+    deadline = time.monotonic() + SECONDS
+    while upper.flushes == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(0.1)
+    for number in range(1, 1000):
+        ask(number)
+    began = time.perf_counter()
+    upper.check()
+    assert time.perf_counter() - began < 0.05  # it does not wait for the flush
+    assert not crowd.answers
+    ext4.disk.resume()
+    crowd.wait(1000)
+    assert crowd.flushes[0] == 1
+    assert {crowd.flushes[number] for number in range(1, 1000)} == {2}
+    assert crowd.threads.isdisjoint({threading.get_ident()})
+
+
+def test_an_answer_that_raises_does_not_keep_the_others_waiting(ext4: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    upper, _ = ext4.attach()
+    crowd = Crowd()
+    ext4.write("file")
+    ext4.disk.hang()
+    upper.flush(lambda failure: 1 / 0)  # type: ignore[arg-type]
+    upper.flush(lambda failure: crowd.answers.__setitem__(1, failure))
+    ext4.disk.resume()
+    crowd.wait(1)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_flush_that_fails_is_answered_with_its_errno_and_is_an_error_of_the_upper(stage: Stage) -> None:
+    upper, account = stage.attach()
+    stage.write("file")
+    stage.disk.fail("flush")
+    failure = flush(upper)
+    assert failure is not None
+    assert (failure.errno, upper.failing) == (EIO, failure)
+    assert account.owed() is not None
+    assert "flush" in {error.source for error in stage.heard}
+
+
+@pytest.mark.parametrize("what", ["all", "flush"])
+def test_an_upper_that_has_died_fails_every_flush_even_when_the_disk_is_well_again(stage: Stage, what: str) -> None:
+    """An aborted journal (ext4) or transaction (btrfs), a shutdown (xfs); ext4 without a journal recovers."""
+    upper, _ = stage.attach()
+    _, late = stage.attach()
+    stage.write("file")
+    os.mkdir(stage.root / "metadata")
+    stage.disk.fail(what)
+    assert [failure and failure.errno for failure in (flush(upper), flush(upper), flush(upper))] == [EIO] * 3
+    recorded = len(upper.ledger.errors)
+    stage.disk.heal()
+    answers = [flush(upper) for _ in range(4)]
+    if stage.disk.filesystem == "ext4-nojournal":
+        assert answers[-1] is None
+        assert upper.failing is None
+        assert len(late.errors()) > recorded  # who wrote meanwhile and did not ask is told too
+    else:
+        assert [failure and failure.errno for failure in answers] == [EIO] * 4
+        assert len(upper.ledger.errors) == recorded
+
+
+def test_an_upper_that_died_while_only_the_host_looked_fails_every_flush(stage: Stage) -> None:
+    upper, _ = stage.attach()
+    assert flush(upper) is None
+    os.mkdir(stage.root / "metadata")
+    stage.disk.fail("all")
+    held = os.open(stage.root, os.O_RDONLY)
+    try:
+        stage.disk.push()
+        os.fsync(held)
+    except OSError:
+        pass  # the host was told
+    finally:
+        os.close(held)
+    if stage.disk.filesystem == "ext4-nojournal":
+        stage.disk.fail("all")
+    else:
+        stage.disk.heal()
+    assert [failure and failure.errno for failure in (flush(upper), flush(upper))] == [EIO, EIO]
+
+
+def test_an_upper_that_was_read_only_from_the_beginning_is_not_in_doubt(ext4: Stage) -> None:
+    (ext4.root / "work").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", ext4.disk.path], check=True)
+    fd = os.open(ext4.root / "work", os.O_RDONLY)
+    try:
+        upper = ext4.uppers.get(fd, fd)
+        upper.attach("", volatile=False)
+        assert "Read-only" in upper.refused
+        assert flush(upper) is None
+    finally:
+        os.close(fd)
+
+
+def test_a_full_upper_is_not_a_dead_one(stage: Stage) -> None:
+    upper, _ = stage.attach()
+    stage.lose("victim")
+    fill(stage)
+    assert flush(upper) is None
+    assert flush(upper) is None
+    assert upper.failing is None
+
+
+def test_on_an_upper_too_full_for_probes_the_tracepoint_serves(ext4: Stage) -> None:
+    (ext4.root / "work").mkdir()
+    victim = ext4.write("victim")
+    fill(ext4)
+    fd = os.open(ext4.root / "work", os.O_RDONLY)
+    try:
+        upper = ext4.uppers.get(fd, fd)
+        upper.attach("", volatile=False)
+    finally:
+        os.close(fd)
+    assert upper.eyes == "trace"
+    assert "No space" in upper.refused
+    ext4.lose("victim")
+    assert flush(upper) is None
+    assert (errnos(upper), set(upper.events(0) or ())) == ([EIO], {victim})
+
+
+def test_with_the_cursor_alone_a_flush_reaches_the_disk_and_a_death_is_seen(ext4: Stage, no_probes: None) -> None:
+    ext4.uppers = Uppers(trace=False)
+    upper, _ = ext4.attach()
+    ext4.write("file")
+    assert flush(upper) is None
+    assert ext4.disk.marker in ext4.disk.snapshot(durable=True)
+    ext4.disk.fail("all")
+    ext4.write("file")
+    assert [failure and failure.errno for failure in (flush(upper), flush(upper))] == [EIO, EIO]
