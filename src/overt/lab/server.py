@@ -47,7 +47,10 @@ def main(device: int, control: Channel, image: Image, owner: int) -> None:
     """Serve until the user or the connection is gone. `device`: /dev/fuse, non-blocking; `owner`: the user's pid."""
     process.unshare(process.CLONE_NEWNS)
     mounts.make_private()
-    owner_status = os.open(f"/proc/{owner}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner_status = os.open(f"/proc/{owner}/status", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # it did not live to see its disk
+        return
     mounts.umount("/", mounts.MNT_DETACH)
     Server(device, control, image, owner_status).run()
 
