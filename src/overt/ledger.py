@@ -139,3 +139,12 @@ class Ledger:
     def close_account(self, account: Account) -> None:
         """Forget an overlay that is gone."""
         self.accounts.remove(account)
+
+    def told(self, error: UpperError) -> list[str]:
+        """The names of the overlays, of those still mounted, in which somebody was told of `error`."""
+        return [
+            account.name
+            for account in self.accounts
+            if account.mounted_at < error.number
+            and (account.told if account.volatile else account.reached >= error.number)
+        ]

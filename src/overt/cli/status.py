@@ -61,4 +61,5 @@ def _show(server: dict[str, Any]) -> None:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["when"]))
             taken = ", taken from the host" if error["taken"] else ""
             told = f"told to {len(error['told'])} of {sum(1 for _ in server['mounts'])} mounts"
-            click.echo(f"    error {error['number']}: {os.strerror(error['errno'])}, {when}, by {error['source']}{taken}; {told}")
+            what = f"error {error['number']}: {os.strerror(error['errno'])}"
+            click.echo(f"    {what}, {when}, by {error['source']}{taken}; {told}")

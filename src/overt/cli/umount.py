@@ -17,8 +17,8 @@ from overt.server.client import Client, ServerError
 def command(target: str, *, as_json: bool) -> int:
     """Unmount MNT, and say whether data was lost.
 
-    An ordinary mount is flushed first. Exit status: 0 no error was recorded, 3 data is lost or may be lost, 1 it could not
-    be unmounted.
+    An ordinary mount is flushed first. Exit status: 0 no error was recorded, 3 data is lost or may be lost, 1 it could
+    not be unmounted.
     """
     place = os.path.abspath(target)
     owners = [entry for entry in registry.entries() if entry.target == place]
@@ -31,7 +31,10 @@ def command(target: str, *, as_json: bool) -> int:
         if registry.mounted(entry):
             mounts.umount(entry.target, mounts.MNT_DETACH)
         registry.remove(entry.device)
-        click.echo(f"overt: {target}: its server {entry.pid} was dead: cleared away; what it had not flushed may be lost", err=True)
+        click.echo(
+            f"overt: {target}: its server {entry.pid} was dead: cleared away; what it had not flushed may be lost",
+            err=True,
+        )
         return 3
     try:
         with Client(registry.directory() / f"{entry.pid}.sock") as client:

@@ -69,7 +69,9 @@ def setns(fd: int, kind: int) -> None:
 
 
 def open_thread(tid: int) -> int:
-    """A pidfd of one thread (pidfd_open(2) with PIDFD_THREAD, since 6.9; before that only of a thread group's leader)."""
+    """A pidfd of one thread (pidfd_open(2) with PIDFD_THREAD, since 6.9; before that only of a thread group's
+    leader).
+    """
     try:
         return syscall("pidfd_open", tid, PIDFD_THREAD)
     except OSError as error:

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.overlay import marks
 from overt.server import identity

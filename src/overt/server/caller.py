@@ -1,7 +1,7 @@
 """Who asked, and in which system call: what the header of a FUSE request does not say.
 
-A SYNCFS request comes from syncfs(2), from umount(2), and from any sync(2) on the machine. The caller waits in that call,
-so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
+A SYNCFS request comes from syncfs(2), from umount(2), and from any sync(2) on the machine. The caller waits in that
+call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
 """
 
 import platform
@@ -35,10 +35,13 @@ class Call(NamedTuple):
         return self.number in _SYNCFS
 
 
+UNKNOWN = Call(0, -1, -1)
+
+
 def of(tid: int) -> Call:
     """The call that thread `tid` waits in."""
     if not tid:
-        return Call(0, -1, -1)
+        return UNKNOWN
     try:
         with open(f"/proc/{tid}/syscall", "rb", 0) as file:
             words = file.read(64).split()

@@ -1,8 +1,9 @@
 """A connection to the kernel: /dev/fuse, and a mount on it that is not in the tree yet.
 
 `fuseblk` is preferred, because the kernel sends syncfs(2) to such a server (since 6.18, d3906d8f3cee). It wants a block
-device that nobody else has: a loop device over one page of memory, which lets go of itself with the mount (AUTOCLEAR). Where
-plain `fuse` can have SYNCFS (FUSE_HAS_SYNCFS, 989db66818a4) or no loop device is to be had, it is plain `fuse`.
+device that nobody else has: a loop device over one page of memory, which lets go of itself with the mount
+(AUTOCLEAR). Where plain `fuse` can have SYNCFS (FUSE_HAS_SYNCFS, 989db66818a4) or no loop device is to be had, it is
+plain `fuse`.
 """
 
 import errno
@@ -50,7 +51,9 @@ def connect(options: Options) -> Connection:
         try:
             return Connection(fuse, _mount(fuse, "fuse", "overt", options), "fuse", 0)
         except OSError as error:
-            raise Refusal(f"mount: {error.strerror} (as fuseblk: {problem.strerror}): mounting needs CAP_SYS_ADMIN") from None
+            raise Refusal(
+                f"mount: {error.strerror} (as fuseblk: {problem.strerror}): mounting needs CAP_SYS_ADMIN"
+            ) from None
     except Refusal:
         os.close(fuse)
         raise

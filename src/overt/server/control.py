@@ -49,7 +49,11 @@ class Control:
                 except (Refusal, OptionError) as error:
                     answer = {"error": str(error), "status": 1 if isinstance(error, Refusal) else 2}
                 except OSError as error:
-                    answer = {"error": f"{error.filename or 'server'}: {error.strerror}", "status": 1, "errno": error.errno}
+                    answer = {
+                        "error": f"{error.filename or 'server'}: {error.strerror}",
+                        "status": 1,
+                        "errno": error.errno,
+                    }
                 except Exception:
                     self._service.events.crash("control request")
                     answer = {"error": "internal error, see the server's log", "status": 1}

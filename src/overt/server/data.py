@@ -1,16 +1,17 @@
 """Open files and their data.
 
-Where the kernel grants passthrough, reads, writes and mappings go straight to the file in its layer: the server registers
-that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from how the kernel does it:
+Where the kernel grants passthrough, reads, writes and mappings go straight to the file in its layer: the server
+registers that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from how the
+kernel does it:
 
-* All open files of an inode share one backing. A file that is open for reading on a lower layer when it is copied up keeps
-  that one, as in overlayfs; whoever opens it from then on has to see the upper file. So the file gets a new number, and
-  the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds (do_filp_open).
-* The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
-  There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
+* All open files of an inode share one backing. A file that is open for reading on a lower layer when it is copied up
+keeps   that one, as in overlayfs; whoever opens it from then on has to see the upper file. So the file gets a new
+number, and   the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds
+(do_filp_open). * The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of
+a volatile mount.   There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
 * The credential at registration counts: ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold.
-* It does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached, and when
-  it is closed the kernel is told to forget them if they are not the ones it was given.
+* It does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached, and
+when   it is closed the kernel is told to forget them if they are not the ones it was given.
 
 Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
 descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
@@ -21,7 +22,7 @@ import fcntl
 import os
 
 from overt.fuse import notify
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.host.files import fallocate as host_fallocate
 from overt.server import identity
 from overt.server.attributes import drop_privileges
@@ -111,27 +112,46 @@ def _ours(mount: Mount, flags: int) -> int:
 
 def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool) -> Handle:
     handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
-    try:
-        if mount.passthrough:
-            backing = node.backing
-            if backing is None:
-                identity.become_root()
-                request = bytearray(pack(fuse.BackingMap(fd, 0)))
-                backing = node.backing = Backing(fcntl.ioctl(mount.fd, fuse.FUSE_DEV_IOC_BACKING_OPEN, request), node.layer)
-            backing.users += 1
-            handle.backing = backing
-            handle.direct = mount.volatile and bool(flags & _SYNC)
-            if writes:
-                node.writers += 1
-    except OSError:
-        del mount.handles[handle.fh]
-        os.close(fd)
-        raise
+    if node.backing is None and mount.passthrough:
+        node.backing = _register(mount, node, fd)
+    backing = node.backing
+    if backing is not None:
+        backing.users += 1
+        handle.backing = backing
+        handle.direct = mount.volatile and bool(flags & _SYNC)
+        if writes:
+            node.writers += 1
     if node.handles is None:
         node.handles = {handle}
     else:
         node.handles.add(handle)
     return handle
+
+
+def _register(mount: Mount, node: Node, fd: int) -> Backing | None:
+    """Register a file for passthrough; None where the kernel does not grant it (a layer that is stacked itself,
+    say).
+    """
+    identity.become_root()
+    try:
+        return Backing(register(mount.fd, fd), node.layer)
+    except OSError as error:
+        mount.passthrough = False  # all or none: an inode cannot be opened both ways at once
+        mount.events.say("no passthrough", mount=mount.target, why=str(error))
+        return None
+
+
+def register(fuse_fd: int, fd: int) -> int:
+    """FUSE_DEV_IOC_BACKING_OPEN: the backing id of an open file; OSError (EPERM, ELOOP, ...) where it is not
+    granted.
+    """
+    # A bytearray: given bytes, ioctl would return the buffer, and the id would be lost.
+    return int(fcntl.ioctl(fuse_fd, fuse.FUSE_DEV_IOC_BACKING_OPEN, bytearray(pack(fuse.BackingMap(fd, 0)))))
+
+
+def unregister(fuse_fd: int, backing: int) -> None:
+    """FUSE_DEV_IOC_BACKING_CLOSE."""
+    fcntl.ioctl(fuse_fd, fuse.FUSE_DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))
 
 
 def _how(mount: Mount, handle: Handle) -> tuple[int, int]:
@@ -160,7 +180,7 @@ def release(mount: Mount, request: Request) -> Reply:
         if not backing.users:
             if node.backing is backing:
                 node.backing = None
-            fcntl.ioctl(mount.fd, fuse.FUSE_DEV_IOC_BACKING_CLOSE, backing.id.to_bytes(4, "little"))
+            unregister(mount.fd, backing.id)
     os.close(handle.fd)
     return mount.session.empty(request.unique)
 
@@ -233,4 +253,3 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
 
     mount.submit(request, work)
     return None
-

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from overt.fuse.directory import DirBuffer
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.overlay.listing import DT_DIR, Listing
 from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
 from overt.tree import reading
@@ -84,9 +84,7 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
         except FileNotFoundError:
             continue
         valid = UNTIL_ASKED if child.writers else FOREVER
-        if not buffer.add_plus(
-            child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name
-        ):
+        if not buffer.add_plus(child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name):
             tree.unused(child)
             break
         child.lookups += 1
@@ -96,4 +94,3 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
 def _add_dots(add: Callable[[int, int, int, bytes], bool], node: Node, cookie: int) -> bool:
     above = node.parent or node
     return (cookie >= 1 or add(node.ino, 1, DT_DIR, b".")) and add(above.ino, _DOTS, DT_DIR, b"..")
-

@@ -1,6 +1,6 @@
 """Which function serves which opcode. What is not here is answered with ENOSYS, which the kernel remembers (FLUSH)."""
 
-from overt.fuse.session import Refused, Request
+from overt.fuse.request import Refused, Request
 from overt.server import attributes, data, directories, names, syncing
 from overt.server.mount import Handler, Mount
 from overt.server.poison import serve_hidden
@@ -84,7 +84,7 @@ def hidden_or(handler: Handler) -> Handler:
 
 # Only these can name the hidden file; the wrapper costs the others nothing.
 for _number in (
-    fuse.FUSE_LOOKUP, fuse.FUSE_GETATTR, fuse.FUSE_SETATTR, fuse.FUSE_OPEN, fuse.FUSE_READ, fuse.FUSE_WRITE, fuse.FUSE_FSYNC,
-    fuse.FUSE_RELEASE, fuse.FUSE_GETXATTR,
+    fuse.FUSE_LOOKUP, fuse.FUSE_GETATTR, fuse.FUSE_SETATTR, fuse.FUSE_OPEN, fuse.FUSE_READ, fuse.FUSE_WRITE,
+    fuse.FUSE_FSYNC, fuse.FUSE_RELEASE, fuse.FUSE_GETXATTR,
 ):  # fmt: skip
     TABLE[_number] = hidden_or(_SERVED[_number])

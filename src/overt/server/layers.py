@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from typing import NamedTuple
 
 from overt.host import mounts
@@ -77,7 +78,7 @@ def _must_be_directory(what: str, path: str) -> None:
 
 def _must_not_overlap(paths: dict[str, str]) -> None:
     """No layer may be, or be inside, another one: a change would then show up behind the overlay's back."""
-    roots = {}
+    roots: dict[tuple[int, int], str] = {}
     for what, path in paths.items():
         st = os.stat(path)
         other = roots.setdefault((st.st_dev, st.st_ino), what)
@@ -88,15 +89,16 @@ def _must_not_overlap(paths: dict[str, str]) -> None:
         while above != "/":
             above = os.path.dirname(above)
             st = os.stat(above)
-            other = roots.get((st.st_dev, st.st_ino))
-            if other is not None:
-                raise Refusal(f"{what} is inside {other}: the layers of an overlay must not overlap")
+            around = roots.get((st.st_dev, st.st_ino))
+            if around is not None:
+                raise Refusal(f"{what} is inside {around}: the layers of an overlay must not overlap")
 
 
 def _open_upper(upper: str, work: str) -> Layers:
     """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV)."""
     real_upper, real_work = os.path.realpath(upper), os.path.realpath(work)
     common = os.path.commonpath([real_upper, real_work])
+    apart = Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
     fds: list[int] = []
     try:
         clone = mounts.clone(common)
@@ -106,20 +108,18 @@ def _open_upper(upper: str, work: str) -> Layers:
             fd = openat2(clone, relative, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
             fds.append(fd)
             if _identity(os.fstat(fd)) != _identity(os.stat(real)):
-                raise Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
+                raise apart
         locks = [_lock(fds[1], f"upperdir {upper}", upper), _lock(fds[2], f"workdir {work}", upper)]
     except FileNotFoundError:
         _close(fds)
-        raise Refusal(
-            f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem"
-        ) from None
+        raise apart from None
     except OSError as error:
         _close(fds)
         raise Refusal(f"upperdir {upper}: {error.strerror}") from None
     except Refusal:
         _close(fds)
         raise
-    # The clone's own descriptor stays open: closing it dissolves the mount, and the upper's probes could not be mounted.
+    # The clone's own descriptor stays open: closing it dissolves the mount, and no probe could be mounted there.
     return Layers([Layer(UPPER, fds[1])], fds[2], [clone, *locks])
 
 
@@ -148,15 +148,17 @@ def _lock(directory: int, what: str, upper: str) -> int:
     return fd
 
 
+_seen: tuple[float, set[bytes]] = (0.0, set())
+
+
 def _in_kernel_overlay(upper: str) -> bool:
-    with open("/proc/self/mountinfo", "rb") as file:
-        table = file.read()
-    if b" - overlay " not in table:
-        return False
-    option = b"upperdir=" + os.fsencode(upper)
-    return any(
-        option in line.rpartition(b" ")[2].split(b",") for line in table.splitlines() if b" - overlay " in line
-    )
+    """Whether the mount table has it; read at most once a second, for whoever mounts a thousand overlays."""
+    global _seen
+    if time.monotonic() - _seen[0] > 1:
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = [line for line in file if b" - overlay " in line]
+        _seen = time.monotonic(), {option for line in lines for option in line.rpartition(b" ")[2].strip().split(b",")}
+    return b"upperdir=" + os.fsencode(upper) in _seen[1]
 
 
 # The work directory
@@ -170,11 +172,12 @@ def prepare_work(base: int, name: str) -> None:
         incompatible = _names(base, b"work/incompat")
         if "volatile" in incompatible:
             raise Refusal(
-                f"workdir {name}: a volatile mount was here, and its upperdir may have lost data (work/incompat/volatile). "
-                f"Throw both away, or, if that data does not matter, remove {name}/work/incompat"
+                f"workdir {name}: a volatile mount was here, and its upperdir may have lost data "
+                "(work/incompat/volatile). Throw both away, or, if that data does not matter, "
+                f"remove {name}/work/incompat"
             ) from None
         if incompatible:
-            raise Refusal(f"workdir {name}: work/incompat/{incompatible[0]} says that this mount must be refused") from None
+            raise Refusal(f"workdir {name}: work/incompat/{incompatible[0]} forbids this mount") from None
         fd = os.open(b"work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base)
         try:
             for left in os.listdir(fd):
@@ -205,7 +208,7 @@ def _names(base: int, path: bytes) -> list[str]:
 
 
 def mark_volatile(base: int) -> None:
-    """Leave the mark that refuses the next mount: this upper is never known to be on the disk (work/incompat/volatile)."""
+    """Leave the mark that refuses the next mount: nobody knows what of this upper is on the disk."""
     os.makedirs(b"/proc/self/fd/%d/work/incompat/volatile" % base, 0o700, exist_ok=True)
 
 
@@ -217,7 +220,9 @@ def prove(work: int, upper: str) -> None:
             for step in steps:
                 step()  # type: ignore[operator]
         except OSError as error:
-            raise Refusal(f"upperdir {upper}: this filesystem cannot serve as an upper: no {what} ({error.strerror})") from None
+            raise Refusal(
+                f"upperdir {upper}: this filesystem cannot serve as an upper: no {what} ({error.strerror})"
+            ) from None
 
     def nameless() -> None:
         os.close(os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=work))

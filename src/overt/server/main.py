@@ -1,5 +1,6 @@
 """A server process from its start to its end."""
 
+import gc
 import os
 import resource
 import signal
@@ -15,11 +16,12 @@ from overt.server.layers import Refusal
 from overt.server.service import Service
 from overt.server.watchdog import Watchdog
 
-# What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts; open by
-# handle; the caller's descriptor and its namespace. Not sys_resource: quotas and reserved blocks hold for us too.
+# What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts;
+# open by handle; the caller's descriptor and its namespace. Not sys_resource: quotas and reserved blocks hold for us
+# too.
 CAPABILITIES = {
-    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "mknod", "setfcap", "setgid", "setuid", "sys_admin",
-    "sys_chroot", "sys_ptrace",
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "mknod", "setfcap", "setgid", "setuid",
+    "sys_admin", "sys_chroot", "sys_ptrace",
 }  # fmt: skip
 
 
@@ -33,6 +35,7 @@ def serve(
     last mount then. Without `first` it serves until SIGTERM. `socket`: where to listen, beside the registry.
     """
     _raise_limits()
+    gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
     events = Events(foreground=foreground)
     watchdog = Watchdog()
     if os.geteuid() == 0:

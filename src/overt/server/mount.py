@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from overt.fuse import notify
 from overt.fuse.attr import attr_of, validity
-from overt.fuse.session import Refused, Request, Session
+from overt.fuse.request import Refused, Request
+from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
 from overt.server.events import Events
@@ -61,8 +62,8 @@ class Mount:
     """A live overlay. All methods but those that say otherwise are for the thread that handles requests."""
 
     def __init__(
-        self, fd: int, target: str, options: Options, tree: Tree, upper: Upper | None, account: Account | None, loop: Loop,
-        pool: Executor, events: Events,
+        self, fd: int, target: str, options: Options, tree: Tree, upper: Upper | None, account: Account | None, loop:
+        Loop, pool: Executor, events: Events,
     ) -> None:  # fmt: skip
         self.fd = fd
         self.target = target

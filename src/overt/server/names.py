@@ -2,7 +2,7 @@
 
 import os
 
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.server import identity
 from overt.server.mount import FOREVER, Mount
 from overt.tree import change

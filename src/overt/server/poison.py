@@ -5,16 +5,16 @@ The kernel tells every open file of a filesystem of a writeback error exactly on
 answers the WRITE that msync(2) causes with that error (mm/filemap.c, mapping_set_error). Done while a SYNCFS request is
 held back, the very call that found the error is told, and everything else is the kernel's errseq.
 
-The file is *hidden*: it has a number and no name. It is opened by handle, through somebody's descriptor of this mount, so
-that nothing of ours keeps the mount busy before or after. Whose descriptor, in this order:
+The file is *hidden*: it has a number and no name. It is opened by handle, through somebody's descriptor of this
+mount, so that nothing of ours keeps the mount busy before or after. Whose descriptor, in this order:
 
 1. the caller's own, the one it called syncfs with: there always is one, in whatever namespace;
 2. the place where the server mounted it: the caller's mount may be read-only where this one is not, or its thread may
    not be visible from here;
 3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace.
 
-A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning, nobody else.
-All this runs on a worker: the thread that handles requests answers what it causes.
+A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning,
+nobody else. All this runs on a worker: the thread that handles requests answers what it causes.
 """
 
 import errno
@@ -25,7 +25,7 @@ import struct
 import threading
 
 from overt.fuse.attr import validity
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.host import memory, mounts, process
 from overt.host.files import Handle, open_by_handle
 from overt.server.caller import Call

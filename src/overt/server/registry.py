@@ -1,7 +1,7 @@
 """Where commands find the servers, and which server a mount belongs to: files in /run/overt.
 
-`PID.sock` is a server's control socket, `MAJOR:MINOR` names the server and the place of a mount. A server that was killed
-leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away.
+`PID.sock` is a server's control socket, `MAJOR:MINOR` names the server and the place of a mount. A server that was
+killed leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away.
 """
 
 import contextlib

@@ -11,13 +11,14 @@ from overt.host import mounts, process
 from overt.host.files import syncfs
 from overt.ledger import UpperError
 from overt.overlay.options import Options
-from overt.server import registry
+from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
 from overt.server.layers import Refusal, open_layers, prove
 from overt.server.mount import Mount
 from overt.server.poison import new_number
+from overt.server.syncing import carry_over
 from overt.server.watchdog import Watchdog
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
@@ -41,6 +42,7 @@ class Service:
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._proven: set[int] = set()
         self._delivers: dict[str, bool] = {}
+        self._grants: dict[int, bool] = {}
         self._lock = threading.Lock()
         self.empty = threading.Event()
         """set when the last mount has gone"""
@@ -51,7 +53,9 @@ class Service:
         """Mount at `target`; return what cannot be promised, a line each. Raises `Refusal`."""
         try:
             if not os.path.isdir(target):
-                raise Refusal(f"mount point {target}: {'not a directory' if os.path.exists(target) else 'no such directory'}")
+                raise Refusal(
+                    f"mount point {target}: {'not a directory' if os.path.exists(target) else 'no such directory'}"
+                )
         except OSError as error:
             raise Refusal(f"mount point {target}: {error.strerror}") from None
         target = os.path.realpath(target)
@@ -117,8 +121,12 @@ class Service:
         if not mount.device:
             mount.device = os.fstat(connection.mount).st_dev
         self._find_out_about_syncfs(mount, connection.mount)
+        if mount.passthrough and upper is not None:
+            mount.passthrough = self._grants_passthrough(mount, upper)
         self.watchdog.guard(mount.device, connection.kind)
-        self.events.say("mounted", mount=target, kind=mount.kind, passthrough=mount.passthrough, volatile=mount.volatile)
+        self.events.say(
+            "mounted", mount=target, kind=mount.kind, passthrough=mount.passthrough, volatile=mount.volatile
+        )
         return mount, connection.mount
 
     def _find_out_about_syncfs(self, mount: Mount, fd: int) -> None:
@@ -133,6 +141,24 @@ class Service:
                 mount.probing = False
             self._delivers[mount.kind] = mount.tells_syncfs
         mount.tells_syncfs = self._delivers[mount.kind]
+
+    def _grants_passthrough(self, mount: Mount, upper: Upper) -> bool:
+        """Whether the kernel takes a file of this upper as a backing (it may be stacked, or we not root): asked
+        once.
+        """
+        granted = self._grants.get(upper.s_dev)
+        if granted is None:
+            fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=mount.tree.work)
+            try:
+                data.unregister(mount.fd, data.register(mount.fd, fd))
+                granted = True
+            except OSError as error:
+                self.events.say("no passthrough", mount=mount.target, why=str(error))
+                granted = False
+            finally:
+                os.close(fd)
+            self._grants[upper.s_dev] = granted
+        return granted
 
     def _pool(self, s_dev: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -238,9 +264,17 @@ class Service:
 
     def _upper_error(self, error: UpperError, upper: Upper) -> None:
         self.events.say(
-            "upper error", upper=f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}", error=error.errno, number=error.number,
-            source=error.source, taken_from_host=error.taken,
-        )  # fmt: skip
+            "upper error",
+            upper=_device(upper),
+            error=error.errno,
+            number=error.number,
+            source=error.source,
+            taken_from_host=error.taken,
+        )
+        for mount in list(self.mounts):
+            if mount.upper is upper and not mount.tells_syncfs and not mount.volatile:
+                mount.begin()
+                mount.pool.submit(carry_over, mount)
 
     def status(self) -> dict[str, Any]:
         """What `overt status` shows."""
@@ -279,16 +313,15 @@ def _mount_status(mount: Mount) -> dict[str, Any]:
 
 
 def _upper_status(upper: Upper) -> dict[str, Any]:
+    ledger = upper.ledger
     return {
-        "device": f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}",
+        "device": _device(upper),
         "eyes": upper.eyes,
         "flushes": upper.flushes,
         "taken_from_host": upper.taken,
-        "errors": [
-            {**error._asdict(), "told": [
-                account.name for account in upper.ledger.accounts
-                if account.mounted_at < error.number and (account.reached >= error.number or (account.volatile and account.told))
-            ]}
-            for error in upper.ledger.errors
-        ],
-    }  # fmt: skip
+        "errors": [{**error._asdict(), "told": ledger.told(error)} for error in ledger.errors],
+    }
+
+
+def _device(upper: Upper) -> str:
+    return f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}"

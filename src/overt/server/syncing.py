@@ -1,14 +1,15 @@
 """Questions whether data is safe: FSYNC, FSYNCDIR, SYNCFS. What is answered, the ledger decides.
 
 SYNCFS of an ordinary mount: the upper is flushed, then read (overt.upper, one flush for all who asked before it began);
-what this overlay is owed is put on its superblock's own cursor (server/poison.py); only then the request is answered, and
-the kernel tells the caller's open file as errseq says. sync(2) sends the same request to every mount, throws the
+what this overlay is owed is put on its superblock's own cursor (server/poison.py); only then the request is answered,
+and the kernel tells the caller's open file as errseq says. sync(2) sends the same request to every mount, throws the
 answer away, and flushes the upper itself, so it is answered at once: it costs nothing and takes nothing from anybody.
 """
 
+import errno
 import os
 
-from overt.fuse.session import Request
+from overt.fuse.request import Request
 from overt.server import caller
 from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
@@ -52,6 +53,9 @@ def _flush(mount: Mount, request: Request, handle: Handle) -> Reply:
             mount.lost.append(name)
             mount.events.say("file lost", mount=mount.target, file=name, error=error.errno, call="fsync")
             raise
+        finally:
+            if not mount.tells_syncfs and mount.upper is not None:
+                mount.upper.check()  # syncfs will not reach us: what can be known has to be known now
         return mount.session.empty(request.unique)
 
     mount.submit(request, work)
@@ -87,26 +91,43 @@ def syncfs(mount: Mount, request: Request) -> Reply:
 
 def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | None) -> None:
     """After the flush: carry over what is owed, and answer. Made by a worker."""
-    account = mount.account
-    assert account is not None
-    code = error.errno or 5 if error is not None else 0
+    code = error.errno or errno.EIO if error is not None else 0
     try:
-        with mount.settling:
-            owed = account.owed()
-            if owed is not None and (call.is_syncfs or not call.known):
-                try:
-                    poison(mount, owed.errno, call)
-                except OSError as problem:
-                    # Told by this answer then; it stays owed, and so the next one to ask is told as well.
-                    mount.events.say("cursor not set", mount=mount.target, why=str(problem))
-                    code = code or owed.errno
-                else:
-                    account.propagated(owed)
-                    account.tell(owed.errno)
-                    mount.events.say("told", mount=mount.target, error=owed.errno, number=owed.number)
+        if call.is_syncfs or not call.known:
+            # What cannot be put on the cursor is told by this answer; it stays owed, and the next to ask is told as
+            # well.
+            code = code or _carry(mount, call)
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
-        code = code or 5
+        code = code or errno.EIO
     session = mount.session
     mount.send(session.error(request.unique, code) if code else session.empty(request.unique))
     mount.end()
+
+
+def carry_over(mount: Mount) -> None:
+    """Where the kernel keeps syncfs(2) from us: put a known error on the cursor at once. Made by a worker."""
+    try:
+        _carry(mount, caller.UNKNOWN)
+    except Exception:
+        mount.events.crash(f"carrying an error over to {mount.target}")
+    mount.end()
+
+
+def _carry(mount: Mount, call: caller.Call) -> int:
+    """Put what the overlay is owed on its superblock's cursor; return 0, or the errno that could not be put there."""
+    account = mount.account
+    assert account is not None
+    with mount.settling:
+        owed = account.owed()
+        if owed is None:
+            return 0
+        try:
+            poison(mount, owed.errno, call)
+        except OSError as problem:
+            mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+            return owed.errno
+        account.propagated(owed)
+        account.tell(owed.errno)
+        mount.events.say("told", mount=mount.target, error=owed.errno, number=owed.number)
+        return 0

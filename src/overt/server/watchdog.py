@@ -1,9 +1,9 @@
 """A process that ends the connections of a server that has stopped answering.
 
-A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any sync(2) of the machine. The watchdog asks the
-engine's loop for a sign of life every few seconds. Without one it looks at what that thread does: waiting on a FUSE mount
-means that it waits for itself, and the connections are aborted at once; waiting on a disk is no fault of the server's
-and is reported; otherwise (stopped, or looping) they are aborted when the patience is over.
+A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any sync(2) of the machine. The watchdog
+asks the engine's loop for a sign of life every few seconds. Without one it looks at what that thread does: waiting on
+a FUSE mount means that it waits for itself, and the connections are aborted at once; waiting on a disk is no fault of
+the server's and is reported; otherwise (stopped, or looping) they are aborted when the patience is over.
 """
 
 import os
@@ -122,7 +122,11 @@ def _on_a_disk(pid: int, waits: str) -> bool:
 
 
 def _abort(connections: int, guarded: set[int], pid: int) -> None:
-    print(f"overt: server {pid} has stopped answering: aborting its {len(guarded)} connections", file=sys.stderr, flush=True)
+    print(
+        f"overt: server {pid} has stopped answering: aborting its {len(guarded)} connections",
+        file=sys.stderr,
+        flush=True,
+    )
     for number in guarded:
         try:
             with open(f"/proc/self/fd/{connections}/{number}/abort", "w") as file:

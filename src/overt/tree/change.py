@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
-from overt.host.libc import AT_SYMLINK_FOLLOW
 from overt.overlay import marks
 from overt.overlay.listing import DT_UNKNOWN, Entry
 from overt.tree.copyup import copy_up
@@ -20,8 +19,6 @@ from overt.tree.layer import UPPER, is_xattr_whiteout, xattr_path
 from overt.tree.node import Node
 from overt.tree.reading import entries, is_empty
 from overt.tree.tree import Tree
-
-__all__ = ["AT_SYMLINK_FOLLOW", "create", "link", "mkdir", "mknod", "remove_dir", "rename", "symlink", "tmpfile", "unlink"]
 
 T = TypeVar("T")
 _DEFAULT_ACL = b"system.posix_acl_default"
@@ -71,7 +68,9 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
 
 
 def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T], *, directory: bool = False) -> T:
-    """Make something new: at once, or, where the upper has a whiteout of that name, out of sight and then in its place."""
+    """Make something new: at once, or, where the upper has a whiteout of that name, out of sight and then in its
+    place.
+    """
     upper = _upper(tree, parent)
     try:
         return make(upper, name)
@@ -320,7 +319,9 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
         raise _fail(errno.EEXIST)
     if target is node:
         return
-    if (node.is_dir and node.layers != (UPPER,)) or (exchange and target and target.is_dir and target.layers != (UPPER,)):
+    if (node.is_dir and node.layers != (UPPER,)) or (
+        exchange and target and target.is_dir and target.layers != (UPPER,)
+    ):
         raise _fail(errno.EXDEV)
     if target is not None and not exchange:
         if node.is_dir != target.is_dir:
@@ -335,7 +336,10 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
     if exchange:
         assert target is not None
         copy_up(tree, target)
-        for directory, place, opaque in ((node, (upper, name), hidden_there), (target, (new_upper, new_name), hidden_here)):
+        for directory, place, opaque in (
+            (node, (upper, name), hidden_there),
+            (target, (new_upper, new_name), hidden_here),
+        ):
             if directory.is_dir and opaque:
                 _set_opaque(*place)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)

@@ -1,8 +1,8 @@
 """Copy-up: a file of a lower layer gets an upper copy before it is changed (fs/overlayfs/copy_up.c).
 
 All or nothing: the copy is made out of sight in the work directory, whole and with all its attributes, flushed where
-fsync=auto or strict says so, and given its name in one step. Whatever fails before that step leaves the lower file as it
-was and nothing in the upper; the kernel clears the work directory at the next mount, and so do we.
+fsync=auto or strict says so, and given its name in one step. Whatever fails before that step leaves the lower file as
+it was and nothing in the upper; the kernel clears the work directory at the next mount, and so do we.
 """
 
 import errno
@@ -23,8 +23,8 @@ _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXT
 def copy_up(tree: Tree, node: Node, limit: int | None = None) -> None:
     """Make sure that `node` and all directories above it are in the upper.
 
-    `limit`: copy at most so many bytes of data, the rest is about to be cut off. Raises OSError (EROFS without an upper),
-    or `Later` where data has to be copied or flushed.
+    `limit`: copy at most so many bytes of data, the rest is about to be cut off. Raises OSError (EROFS without an
+    upper), or `Later` where data has to be copied or flushed.
     """
     if node.layer == UPPER:
         return

@@ -18,7 +18,8 @@ _IFMT = 0o170000
 
 
 class Later(Exception):
-    """Raised by a verb that has to wait for long work: do `work` elsewhere, then `finish` here, then call the verb again.
+    """Raised by a verb that has to wait for long work: do `work` elsewhere, then `finish` here, then call the verb
+    again.
 
     `key` names the work, so that two who wait for the same do it once. `finish` gets what `work` returned or raised.
     """
@@ -34,7 +35,13 @@ class Tree:
     """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
 
     def __init__(
-        self, layers: Iterable[Layer], work: int, cache: DescriptorCache, *, sync: str = "auto", inline_copy: int = 1 << 18
+        self,
+        layers: Iterable[Layer],
+        work: int,
+        cache: DescriptorCache,
+        *,
+        sync: str = "auto",
+        inline_copy: int = 1 << 18,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
 
@@ -116,7 +123,9 @@ class Tree:
         self.nodes[node.id] = node
 
     def _drop_if_unknown(self, node: Node | None) -> None:
-        while node is not None and node.lookups <= 0 and not node.children and not node.stale and node.parent is not None:
+        while (
+            node is not None and node.lookups <= 0 and not node.children and not node.stale and node.parent is not None
+        ):
             parent = node.parent
             self.nodes.pop(node.id, None)
             for place, name in self._names(node):
@@ -261,7 +270,12 @@ class Tree:
         )
 
     def enter(
-        self, parent: Node, name: bytes, layers: tuple[int, ...], st: os.stat_result, below: os.stat_result | None = None
+        self,
+        parent: Node,
+        name: bytes,
+        layers: tuple[int, ...],
+        st: os.stat_result,
+        below: os.stat_result | None = None,
     ) -> Node:
         """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
 
