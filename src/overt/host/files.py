@@ -52,6 +52,13 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
     syscall("renameat2", old_dir, old, new_dir, new, flags, about=old)
 
 
+def statx(dir_fd: int, path: bytes, flags: int, mask: int) -> bytes:
+    """The kernel's struct statx, 256 bytes as they are, of `path` (statx(2)); `mask` says which fields are wanted."""
+    room = ctypes.create_string_buffer(256)
+    check(libc.statx(dir_fd, path, flags, mask, room), path)
+    return room.raw
+
+
 def utimensat(
     dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int], *, follow: bool = False
 ) -> None:

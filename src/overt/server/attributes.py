@@ -6,6 +6,8 @@ import stat
 
 from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
+from overt.host.files import statx as host_statx
+from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import marks
 from overt.server import identity
 from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
@@ -13,6 +15,7 @@ from overt.tree.copyup import copy_up
 from overt.tree.node import Node
 from overt.tree.tree import Tree
 from overt.wire import fuse
+from overt.wire.record import unpack_from
 
 Reply = bytes | memoryview | None
 
@@ -28,6 +31,21 @@ def getattr_(mount: Mount, request: Request) -> Reply:
     st = mount.tree.stat(node)
     valid = UNTIL_ASKED if node.writers else FOREVER
     return mount.session.attr(request.unique, valid, mount.attr(node, st))
+
+
+def statx(mount: Mount, request: Request) -> Reply:
+    """STATX: asked when somebody wants the time of birth, which GETATTR cannot carry."""
+    tree = mount.tree
+    node = tree.node(request.nodeid)
+    if node.anchor >= 0:
+        raw = host_statx(node.anchor, b"", AT_EMPTY_PATH, request.arg[3])
+    else:
+        directory, name = tree.at(node)
+        raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
+    st = unpack_from(fuse.Statx, raw)
+    nlink = 0 if node.dropped else 1 if node.merged else st.nlink
+    valid = UNTIL_ASKED if node.writers else FOREVER
+    return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink))
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:

@@ -44,6 +44,7 @@ _SERVED: dict[int, Handler] = {
     fuse.FUSE_LINK: names.link,
     fuse.FUSE_GETATTR: attributes.getattr_,
     fuse.FUSE_SETATTR: attributes.setattr_,
+    fuse.FUSE_STATX: attributes.statx,
     fuse.FUSE_STATFS: attributes.statfs,
     fuse.FUSE_GETXATTR: attributes.getxattr,
     fuse.FUSE_LISTXATTR: attributes.listxattr,
