@@ -1,6 +1,7 @@
 """What is opened, shared and closed."""
 
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -196,20 +197,20 @@ def test_the_last_overlay_may_go_from_within_an_answer(ext4: Stage) -> None:
 def test_overlays_come_and_go_while_others_flush_and_check(ext4: Stage) -> None:
     ended = threading.Event()
     failures: list[BaseException] = []
-    in_turn = threading.Lock()  # only for the stage's directories
 
-    def come_and_go() -> None:
+    def come_and_go(name: str) -> None:
         try:
-            while not ended.is_set():
-                with in_turn:
-                    upper, account = ext4.attach(volatile=True)
+            for number in itertools.count():
+                if ended.is_set():
+                    break
+                upper, account = ext4.attach(f"{name}-{number}", volatile=True)
                 upper.check()
                 assert flush(upper) is None
                 upper.detach(account)
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    threads = [threading.Thread(target=come_and_go, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     time.sleep(1.5)

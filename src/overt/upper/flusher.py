@@ -10,8 +10,11 @@ by the next, which begins after the call. However many call at once, that makes 
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable
+
+from overt.host import process
 
 Done = Callable[[OSError | None], None]
 
@@ -58,6 +61,8 @@ class Flusher:
         after()
 
     def _run(self) -> None:
+        # A thread inherits its maker's filesystem ids, and whoever asks first may be acting as some user.
+        process.set_filesystem_ids(os.geteuid(), os.getegid())
         while True:
             with self._changed:
                 self._busy = False

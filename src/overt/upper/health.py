@@ -16,7 +16,7 @@ import errno
 import os
 from typing import NamedTuple
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROVES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
 
 
 class Verdict(NamedTuple):
@@ -48,7 +48,7 @@ class Health:
         if failure is None and self._in_doubt:
             self._in_doubt = False  # before the write: doubt that comes during it stays
             failure, source = _write(scratch_fd), "dead"
-            if failure and failure.errno in _FULL:  # this proves nothing either way
+            if failure and failure.errno in _PROVES_NOTHING:
                 self._in_doubt = True
                 failure = None
         if failure:

@@ -42,13 +42,13 @@ class _Doors(NamedTuple):
 class Upper:
     """One upper filesystem. Made by `Uppers.get`; it holds nothing open before the first `attach`."""
 
-    def __init__(self, uppers: "Uppers", s_dev: int, doors: _Doors) -> None:
+    def __init__(self, uppers: "Uppers", s_dev: int) -> None:
         self.ledger = Ledger()
         self.s_dev = s_dev
         self.flushes = 0
         self.taken = 0
         self._uppers = uppers
-        self._doors = doors
+        self._doors = threading.local()  # two overlays may be mounted at the same time, a thread each
         self._eyes: Eyes | None = None
         self._flusher: Flusher | None = None
         self._health = Health()
@@ -77,13 +77,15 @@ class Upper:
     def attach(self, name: str, *, volatile: bool) -> Account:
         """An account for an overlay mounted now: errors recorded so far, those yet unseen included, are not told to it.
 
-        To be called while the descriptors given to `Uppers.get` are open. Raises OSError where the upper cannot be
-        opened or, in the one case that needs a flush here (the eyes want renewal: no tracepoint), flushed.
+        To be called on the thread that called `Uppers.get`, while the descriptors given there are open. Raises OSError
+        where the upper cannot be opened or, in the one case that needs a flush here (no tracepoint, and errors can be
+        seen only by consuming them), flushed.
         """
+        doors: _Doors = self._doors.open
         with self._uppers.lock:
-            scratch_fd = os.dup(self._doors.scratch_fd)
+            scratch_fd = os.dup(doors.scratch_fd)
             try:
-                eyes = self._open()
+                eyes = self._open(doors)
                 self.check()
                 if eyes.need_flush:
                     failure = self._flush(eyes, scratch_fd)
@@ -142,10 +144,10 @@ class Upper:
                     total[ino] = total.get(ino, 0) + count
         return total
 
-    def _open(self) -> Eyes:
+    def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
             return self._eyes
-        eyes = Eyes(self.s_dev, *self._doors, self._uppers.trace)
+        eyes = Eyes(self.s_dev, *doors, self._uppers.trace)
         self._uppers.known[self.s_dev] = self
         self._born_read_only = eyes.read_only()
         self._flusher = Flusher(
@@ -163,8 +165,9 @@ class Upper:
             return
         if self._uppers.known.get(self.s_dev) is self:
             del self._uppers.known[self.s_dev]
-        eyes, flusher = self._eyes, self._flusher
-        self._eyes = self._flusher = None
+        with self._lock:  # a check that is under way still needs the descriptors
+            eyes, flusher = self._eyes, self._flusher
+            self._eyes = self._flusher = None
         if eyes and flusher:
             flusher.close(after=eyes.close)
 
@@ -265,12 +268,11 @@ class Uppers:
         Both have to stay open until `Upper.attach` has returned. Raises OSError as open(2) and flock(2) do.
         """
         s_dev = superblock(scratch_fd)
-        doors = _Doors(directory_fd, scratch_fd)
         with self.lock:
             upper = self.known.get(s_dev)
             if upper is None:
-                upper = self.known[s_dev] = Upper(self, s_dev, doors)
-            upper._doors = doors
+                upper = self.known[s_dev] = Upper(self, s_dev)
+            upper._doors.open = _Doors(directory_fd, scratch_fd)
             return upper
 
     def close(self) -> None:
