@@ -30,7 +30,7 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
     """
     text = ",".join(options)
     try:
-        parsed = parse(text)
+        parsed = parse(text).absolute()
         if server is not None:
             with Client(server) as client:
                 notices = client.mount(target, text)

@@ -1,5 +1,6 @@
 """Mount options, as ``mount -o`` has them."""
 
+import os
 from typing import NamedTuple
 
 FSYNC_MODES = ("auto", "strict", "volatile")
@@ -29,6 +30,11 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+
+    def absolute(self) -> "Options":
+        """The same with absolute paths: whoever mounts may have another working directory."""
+        places = [None if path is None else os.path.abspath(path) for path in (self.upper, self.work)]
+        return self._replace(lower=tuple(map(os.path.abspath, self.lower)), upper=places[0], work=places[1])
 
     @property
     def volatile(self) -> bool:

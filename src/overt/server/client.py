@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from overt.overlay.options import parse
+
 
 class ServerError(Exception):
     """What the server refused; `status` is the exit status for it (1, or 2 for bad usage)."""
@@ -42,13 +44,18 @@ class Client:
         self._socket.close()
 
     def mount(self, target: str, options: str) -> list[str]:
-        """Mount at `target`; `options` as for mount -o. Returns what cannot be promised. Raises ServerError."""
-        answer, _ = self._ask({"do": "mount", "target": os.path.abspath(target), "options": options})
+        """Mount at `target`; `options` as for mount -o. Returns what cannot be promised.
+
+        Raises OptionError, or ServerError.
+        """
+        fields = parse(options).absolute()._asdict()
+        answer, _ = self._ask({"do": "mount", "target": os.path.abspath(target), "options": fields})
         return list(answer["notices"])
 
     def mount_detached(self, options: str, label: str = "detached") -> int:
         """A mount that is not in the tree yet: its descriptor, for move_mount(2). Raises ServerError."""
-        return self._ask({"do": "mount-detached", "target": label, "options": options})[1]
+        fields = parse(options).absolute()._asdict()
+        return self._ask({"do": "mount-detached", "target": label, "options": fields})[1]
 
     def umount(self, target: str) -> dict[str, Any]:
         """Unmount; returns the record of errors. Raises ServerError."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from overt.overlay.options import OptionError, parse
+from overt.overlay.options import Options
 from overt.server.layers import Refusal
 from overt.server.service import Service
 
@@ -46,8 +46,8 @@ class Control:
                 fd = -1
                 try:
                     answer, fd = self._answer(json.loads(line))
-                except (Refusal, OptionError) as error:
-                    answer = {"error": str(error), "status": 1 if isinstance(error, Refusal) else 2}
+                except Refusal as error:
+                    answer = {"error": str(error), "status": 1}
                 except OSError as error:
                     answer = {
                         "error": f"{error.filename or 'server'}: {error.strerror}",
@@ -72,10 +72,10 @@ class Control:
         verb = request.get("do")
         service = self._service
         if verb == "mount":
-            notices = service.mount(parse(request["options"]), request["target"])
+            notices = service.mount(_options(request), request["target"])
             return {"notices": notices}, -1
         if verb == "mount-detached":
-            fd = service.mount_detached(parse(request["options"]), request["target"])
+            fd = service.mount_detached(_options(request), request["target"])
             return {}, fd
         if verb == "umount":
             return {"record": service.umount(request["target"])}, -1
@@ -87,3 +87,8 @@ class Control:
             self._stop()
             return {}, -1
         return {"error": f"unknown request {verb!r}", "status": 2}, -1
+
+
+def _options(request: dict[str, Any]) -> Options:
+    options = Options(**request["options"])
+    return options._replace(lower=tuple(options.lower))

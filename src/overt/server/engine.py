@@ -84,9 +84,16 @@ class Engine:
                 elif fd == self._wake:
                     os.eventfd_read(self._wake)
                     while self._posted:
-                        self._posted.popleft()()
+                        self._call(self._posted.popleft())
                 else:
-                    self._watched[fd]()
+                    self._call(self._watched[fd])
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Nothing that is done for one mount or one client may end the loop for all."""
+        try:
+            call()
+        except Exception:
+            self.events.crash("the engine's loop")
 
     def _serve(self, mount: Mount, buffer: bytearray, *, alone: bool) -> None:
         fd = mount.fd

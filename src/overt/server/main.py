@@ -16,6 +16,9 @@ from overt.server.layers import Refusal
 from overt.server.service import Service
 from overt.server.watchdog import Watchdog
 
+_LAST_REQUESTS = 3.0
+"""seconds for the kernel to say that unmounted mounts are gone"""
+
 # What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts;
 # open by handle; the caller's descriptor and its namespace. Not sys_resource: quotas and reserved blocks hold for us
 # too.
@@ -60,7 +63,7 @@ def serve(
         for problem in service.close():
             events.say("busy", why=problem)
             status = 1
-        service.empty.wait(10)
+        service.empty.wait(_LAST_REQUESTS)
         engine.stop()
 
     own = registry.directory() / f"{os.getpid()}.sock"

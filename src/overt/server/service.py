@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -123,7 +124,7 @@ class Service:
         self._find_out_about_syncfs(mount, connection.mount)
         if mount.passthrough and upper is not None:
             mount.passthrough = self._grants_passthrough(mount, upper)
-        self.watchdog.guard(mount.device, connection.kind)
+        self._tell_watchdog(self.watchdog.guard, mount)
         self.events.say(
             "mounted", mount=target, kind=mount.kind, passthrough=mount.passthrough, volatile=mount.volatile
         )
@@ -246,16 +247,27 @@ class Service:
                 self.umount(mount.target)
             except (Refusal, OSError) as error:
                 if not os.path.ismount(mount.target):
-                    continue  # unmounted by somebody else, or never in this namespace
+                    self._leave(mount)  # it was never in this namespace: its users will find the server gone
+                    continue
                 problems.append(f"{mount.target}: {error}: detached while in use")
                 mounts.umount(mount.target, mounts.MNT_DETACH)
         return problems
 
+    def _leave(self, mount: Mount) -> None:
+        record = self.record(mount)
+        self.events.say("left", **record)
+
     # What happens
+
+    def _tell_watchdog(self, call: Callable[[int], None], mount: Mount) -> None:
+        try:
+            call(mount.device)
+        except OSError as error:
+            self.events.say("the watchdog is gone", mount=mount.target, why=str(error))
 
     def _gone(self, mount: Mount) -> None:
         registry.remove(mount.device)
-        self.watchdog.release(mount.device, mount.kind)
+        self._tell_watchdog(self.watchdog.release, mount)
         self.events.say("gone", mount=mount.target)
         with self._lock:
             self.mounts.remove(mount)

@@ -50,15 +50,15 @@ class Watchdog:
         except BlockingIOError:
             return
 
-    def guard(self, device: int, kind: str) -> None:
-        """Abort this connection too, if it comes to that."""
-        self._send(_ADD, device, kind)
+    def guard(self, device: int) -> None:
+        """Abort the connection of this mount (its st_dev) too, if it comes to that. OSError if the watchdog is gone."""
+        self._send(_ADD, device)
 
-    def release(self, device: int, kind: str) -> None:
+    def release(self, device: int) -> None:
         """The mount is gone."""
-        self._send(_DROP, device, kind)
+        self._send(_DROP, device)
 
-    def _send(self, verb: bytes, device: int, kind: str) -> None:
+    def _send(self, verb: bytes, device: int) -> None:
         # /sys/fs/fuse/connections names a connection by the kernel's own form of its device number.
         number = os.major(device) << 20 | os.minor(device) if device else 0
         self._socket.setblocking(True)
@@ -74,7 +74,7 @@ class Watchdog:
 def _watch(server: socket.socket, pid: int, period: float, patience: float) -> None:
     process.die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connections = mounts.new_mount("fusectl", [])
+    connections = _connections()
     guarded: set[int] = set()
     silent = 0.0
     asked = False
@@ -104,6 +104,14 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float) -> N
                 return
 
 
+def _connections() -> str:
+    """The directory of FUSE connections; in a user namespace only the one that is mounted already can be used."""
+    try:
+        return f"/proc/self/fd/{mounts.new_mount('fusectl', [])}"
+    except OSError:
+        return "/sys/fs/fuse/connections"
+
+
 def _where(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/wchan") as file:
@@ -121,7 +129,7 @@ def _on_a_disk(pid: int, waits: str) -> bool:
         return False
 
 
-def _abort(connections: int, guarded: set[int], pid: int) -> None:
+def _abort(connections: str, guarded: set[int], pid: int) -> None:
     print(
         f"overt: server {pid} has stopped answering: aborting its {len(guarded)} connections",
         file=sys.stderr,
@@ -129,7 +137,7 @@ def _abort(connections: int, guarded: set[int], pid: int) -> None:
     )
     for number in guarded:
         try:
-            with open(f"/proc/self/fd/{connections}/{number}/abort", "w") as file:
+            with open(f"{connections}/{number}/abort", "w") as file:
                 file.write("1")
         except OSError as error:
             print(f"overt: connection {number}: {error}", file=sys.stderr, flush=True)
