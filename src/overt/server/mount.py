@@ -76,6 +76,8 @@ class Mount:
         self.events = events
         self.volatile = options.volatile
         self.since = time.time()
+        self.placed = False
+        """whether it is at `target` in the server's own namespace; otherwise `target` is just what to call it"""
         self.device = 0
         self.kind = ""
         wanted = WANTED | (fuse.FUSE_PASSTHROUGH if options.passthrough else 0)
@@ -100,6 +102,7 @@ class Mount:
         self._next_fh = 1
         self._waiting: dict[object, list[Request]] = {}
         self._busy = 0
+        self._closed = False
         self._idle = threading.Condition()
 
     # Requests
@@ -153,10 +156,13 @@ class Mount:
 
     # Work that takes long
 
-    def begin(self) -> None:
-        """Work has begun that uses this mount's descriptors: it is not closed until `end`."""
+    def begin(self) -> bool:
+        """Work begins that uses this mount: it is not closed until `end`. False if it is closed already; any thread."""
         with self._idle:
+            if self._closed:
+                return False
             self._busy += 1
+            return True
 
     def end(self) -> None:
         """The other half of `begin`; any thread."""
@@ -259,6 +265,7 @@ class Mount:
         """The kernel is done with this mount: let go of everything, once the workers have. A worker's own thread."""
         with self._idle:
             self._idle.wait_for(lambda: not self._busy)
+            self._closed = True
         for handle in self.handles.values():
             if handle.fd >= 0:
                 os.close(handle.fd)

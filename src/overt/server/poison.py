@@ -100,6 +100,8 @@ def _callers(mount: Mount, call: Call) -> int:
 
 
 def _ours(mount: Mount, _: Call) -> int:
+    if not mount.placed:
+        raise OSError(errno.ENOENT, "the mount is in no namespace of ours")
     return _is_ours(mount, os.open(mount.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 

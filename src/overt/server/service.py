@@ -63,6 +63,7 @@ class Service:
         mount, fd = self._make(options, target)
         try:
             mounts.attach(fd, target)
+            mount.placed = True
         except OSError as error:
             raise Refusal(f"mount point {target}: {error.strerror}") from None
         finally:
@@ -185,18 +186,28 @@ class Service:
     def umount(self, target: str) -> dict[str, Any]:
         """Flush (ordinary), unmount, and say what is known of errors. Raises `Refusal`, or OSError (EBUSY)."""
         target = os.path.realpath(target)
-        found = [mount for mount in self.mounts if mount.target == target]
+        found = [mount for mount in self.mounts if mount.placed and mount.target == target]
         if not found:
             raise Refusal(f"{target}: no overt mount of this server")
-        mount = found[-1]
+        return self._unmount(found[-1])
+
+    def _unmount(self, mount: Mount) -> dict[str, Any]:
         record = self.record(mount)
-        mounts.umount(target)
+        mounts.umount(mount.target)
         registry.remove(mount.device)
         self.events.say("unmounted", **record)
         return record
 
     def record(self, mount: Mount) -> dict[str, Any]:
         """Flush an ordinary mount's upper, and say what became of its data (rule 10)."""
+        if not mount.begin():
+            return {"mount": mount.target, "verdict": "gone"}
+        try:
+            return self._record(mount)
+        finally:
+            mount.end()
+
+    def _record(self, mount: Mount) -> dict[str, Any]:
         verdict: dict[str, Any] = {"mount": mount.target, "volatile": mount.volatile, "flushed": False}
         failed: list[OSError | None] = []
         if mount.upper is not None and mount.account is not None:
@@ -244,18 +255,14 @@ class Service:
         problems = []
         for mount in list(self.mounts):
             try:
-                self.umount(mount.target)
-            except (Refusal, OSError) as error:
-                if not os.path.ismount(mount.target):
-                    self._leave(mount)  # it was never in this namespace: its users will find the server gone
-                    continue
+                if mount.placed and os.path.ismount(mount.target):
+                    self._unmount(mount)
+                else:  # somebody moved it into another namespace: its users will find the server gone
+                    self.events.say("left", **self.record(mount))
+            except OSError as error:
                 problems.append(f"{mount.target}: {error}: detached while in use")
                 mounts.umount(mount.target, mounts.MNT_DETACH)
         return problems
-
-    def _leave(self, mount: Mount) -> None:
-        record = self.record(mount)
-        self.events.say("left", **record)
 
     # What happens
 
@@ -284,8 +291,7 @@ class Service:
             taken_from_host=error.taken,
         )
         for mount in list(self.mounts):
-            if mount.upper is upper and not mount.tells_syncfs and not mount.volatile:
-                mount.begin()
+            if mount.upper is upper and not mount.tells_syncfs and not mount.volatile and mount.begin():
                 mount.pool.submit(carry_over, mount)
 
     def status(self) -> dict[str, Any]:
