@@ -1,0 +1,1 @@
+"""Overt beside the plain filesystem, kernel overlayfs and fuse-overlayfs: see overt.bench.run."""
