@@ -1,0 +1,1 @@
+"""One writeback error under a thousand overlays: who is told? See overt.demo.scenario."""

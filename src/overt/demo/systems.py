@@ -1,0 +1,198 @@
+"""The overlay filesystems that the demo compares: how each is mounted, and which processes serve it.
+
+Whatever mounts it, an overlay is handed over as a detached mount (see overt.demo.containers).
+"""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from overt.demo.worker import in_user_namespace
+from overt.host import mounts
+from overt.host.libc import check, libc
+from overt.server.client import Client, ServerError, Started, start
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Layers(NamedTuple):
+    """The directories of one overlay."""
+
+    lower: str
+    upper: str
+    work: str
+
+
+class Service(ABC):
+    """A system at work."""
+
+    @abstractmethod
+    def mount(self, layers: Layers) -> int:
+        """Mount one more overlay; its descriptor."""
+
+    @abstractmethod
+    def pids(self) -> list[int]:
+        """The processes that serve what was mounted."""
+
+
+class System(ABC):
+    """One row of the table: an overlay filesystem, and the kind of mount."""
+
+    name: str
+
+    def __init__(self, volatile: bool) -> None:
+        self.volatile = volatile
+
+    @property
+    def kind(self) -> str:
+        return "volatile" if self.volatile else "ordinary"
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why it cannot be used on this machine, in a few words; None if it can."""
+
+    @abstractmethod
+    def serve(self) -> AbstractContextManager[Service]:
+        """Start what is needed. At the end the mounts are gone already."""
+
+    def options(self, layers: Layers) -> list[tuple[str, str | None]]:
+        named: list[tuple[str, str | None]] = [
+            ("lowerdir", layers.lower),
+            ("upperdir", layers.upper),
+            ("workdir", layers.work),
+        ]
+        return [*named, ("volatile", None)] if self.volatile else named
+
+    def option_string(self, layers: Layers) -> str:
+        return ",".join(key if value is None else f"{key}={value}" for key, value in self.options(layers))
+
+
+class KernelOverlayfs(System, Service):
+    name = "kernel overlayfs"
+
+    def missing(self) -> str | None:
+        try:
+            os.close(mounts.new_mount("overlay", []))
+        except OSError as error:  # that options are missing is fine
+            return "not in this kernel" if error.errno == errno.ENODEV else None
+        return None
+
+    @contextmanager
+    def serve(self) -> Iterator[Service]:
+        yield self
+
+    def mount(self, layers: Layers) -> int:
+        return mounts.new_mount("overlay", self.options(layers))
+
+    def options(self, layers: Layers) -> list[tuple[str, str | None]]:
+        named = super().options(layers)
+        return [*named, ("userxattr", None)] if in_user_namespace() else named
+
+    def pids(self) -> list[int]:
+        return []
+
+
+class FuseOverlayfs(System, Service):
+    """A process for each overlay, as podman runs it."""
+
+    name = "fuse-overlayfs"
+
+    def missing(self) -> str | None:
+        return _no_fuse() if shutil.which(self.name) else "not installed"
+
+    @contextmanager
+    def serve(self) -> Iterator[Service]:
+        # It puts itself into the background, but is to stay a child of ours: to be found, and to be buried.
+        check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        with tempfile.TemporaryDirectory(prefix="overt-demo-") as self._place:
+            try:
+                yield self
+            finally:
+                for pid in self.pids():
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+    def mount(self, layers: Layers) -> int:
+        command = [self.name, "-o", self.option_string(layers), self._place]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise OSError(errno.EIO, f"{self.name}: {words}")
+        try:
+            return mounts.clone(self._place)
+        finally:
+            mounts.umount(self._place)
+
+    def pids(self) -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    stat = Path(f"/proc/{entry}/stat").read_text()
+                except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                    continue
+                name, _, rest = stat.partition("(")[2].rpartition(")")
+                if name == self.name and int(rest.split()[1]) == os.getpid():
+                    found.append(int(entry))
+        return found
+
+
+class Overt(System):
+    """One process, and its watchdog, for all overlays."""
+
+    name = "overt"
+
+    def missing(self) -> str | None:
+        return _no_fuse()
+
+    @contextmanager
+    def serve(self) -> Iterator[Service]:
+        with tempfile.TemporaryDirectory(prefix="overt-demo-") as place:
+            log = Path(place, "log")
+            try:
+                server = start(f"{place}/socket", log=str(log))
+            except OSError as error:
+                raise OSError(errno.EIO, f"{error}: {log.read_text().strip()}") from None
+            try:
+                with Client(server.path) as client:
+                    yield OvertService(self, server, client)
+            finally:
+                status = server.stop()
+            if status:
+                raise OSError(errno.EIO, f"overt serve ended with status {status}: {log.read_text().strip()}")
+
+
+class OvertService(Service):
+    def __init__(self, system: System, server: Started, client: Client) -> None:
+        self._system = system
+        self._server = server
+        self._client = client
+
+    def mount(self, layers: Layers) -> int:
+        try:
+            return self._client.mount_detached(self._system.option_string(layers))
+        except ServerError as error:
+            raise OSError(errno.EIO, str(error)) from None
+
+    def pids(self) -> list[int]:
+        return self._server.pids()
+
+
+SYSTEMS = (KernelOverlayfs, FuseOverlayfs, Overt)
+
+
+def all_systems() -> list[System]:
+    """Every system, ordinary and volatile, in the order of the table."""
+    return [system(volatile) for system in SYSTEMS for volatile in (False, True)]
+
+
+def _no_fuse() -> str | None:
+    return None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "not without /dev/fuse"
