@@ -36,6 +36,7 @@ from overt.wire.record import pack
 _PAGE = 4096
 _INO64_GEN = 0x81  # FILEID_INO64_GEN, <linux/exportfs.h>
 _NEVER = validity(0, 0)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # not O_PATH: open_by_handle_at refuses that
 
 
 def new_number() -> int:
@@ -106,8 +107,15 @@ def _ours(mount: Mount, _: Call) -> int:
 
 
 def _unlocked(mount: Mount, call: Call) -> int:
-    """A namespace is entered by a thread that ends afterwards: there is no way back for the one that went."""
+    """A namespace is entered by a thread that ends afterwards: there is no way back for the one that went.
+
+    Only through a directory or a regular file: what opening a FIFO or a device sets off is not for us to set off.
+    """
     theirs = _callers(mount, call)
+    mode = os.fstat(theirs).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        os.close(theirs)
+        raise OSError(errno.EROFS, "the caller's mount is read-only, and its descriptor is of a special file")
     result: list[int | OSError] = []
 
     def enter() -> None:
@@ -128,9 +136,13 @@ def _unlocked(mount: Mount, call: Call) -> int:
     worker.start()
     worker.join()
     os.close(theirs)
-    if isinstance(result[0], OSError):
-        raise result[0]
-    return _is_ours(mount, result[0])
+    clone = result[0]
+    if isinstance(clone, OSError):
+        raise clone
+    try:
+        return _is_ours(mount, os.open(f"/proc/self/fd/{clone}", os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        os.close(clone)
 
 
 # The hidden file, as the kernel sees it
