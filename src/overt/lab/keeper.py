@@ -219,7 +219,7 @@ def _abortable(mount: int) -> Iterator[int]:
 
 @contextmanager
 def _queue(device: str) -> Iterator[None]:
-    """The loop device's queue as this disk needs it, and afterwards as it was: the settings outlive the attachment.
+    """The loop device's queue as this disk needs it, and afterwards as others like it: settings outlive the attachment.
 
     No request larger than the server takes, since the kernel would send such a one in pieces, of which one may fail.
     And no request made of several: a failed one would take its neighbours along.
@@ -231,12 +231,11 @@ def _queue(device: str) -> Iterator[None]:
         os.close(sysfs)
     try:
         largest = int(_setting(queue, "max_sectors_kb"))
-        before = {"max_sectors_kb": str(largest), "nomerges": _setting(queue, "nomerges")}
         _set(queue, {"max_sectors_kb": str(min(largest, server.MAX_WRITE >> 10)), "nomerges": "2"})
         try:
             yield
         finally:
-            _set(queue, before)
+            _set(queue, {"max_sectors_kb": str(largest), "nomerges": "0"})
     finally:
         os.close(queue)
 
