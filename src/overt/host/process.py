@@ -58,6 +58,12 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
     libc.setfsuid(uid)
 
 
+def in_user_namespace() -> bool:
+    """Whether this process is in another user namespace than the first one: its uids are mapped then."""
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
 def unshare(flags: int) -> None:
     """unshare(2)."""
     check(libc.unshare(flags))

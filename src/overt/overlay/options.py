@@ -27,6 +27,8 @@ class Options(NamedTuple):
     read_only: bool = False
     unseen: str = "record"
     passthrough: bool = True
+    user_xattr: bool = False
+    """marks are user.overlay.* instead of trusted.overlay.*"""
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
@@ -72,7 +74,7 @@ def parse(text: str) -> Options:
             if values.get(key, value) != value:
                 raise OptionError(f"{key}= is given twice")
             values[key] = value
-        elif not equals and key in ("ro", "volatile", "nopassthrough", "nosuid", "nodev", "noexec"):
+        elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
             flags.add(key)
         elif equals or key not in _IGNORED:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
@@ -95,7 +97,7 @@ def parse(text: str) -> Options:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
     return Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
-        "nopassthrough" not in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        "nopassthrough" not in flags, "userxattr" in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
     )  # fmt: skip
 
 

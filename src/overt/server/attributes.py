@@ -8,7 +8,6 @@ from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
-from overt.overlay import marks
 from overt.server import identity
 from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
 from overt.tree.copyup import copy_up
@@ -121,8 +120,8 @@ def drop_privileges(tree: Tree, node: Node) -> None:
 # xattrs
 
 
-def _refuse_private(name: bytes) -> None:
-    if name.startswith(marks.PREFIX):
+def _refuse_private(mount: Mount, name: bytes) -> None:
+    if name.startswith(mount.tree.prefix):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
@@ -137,7 +136,7 @@ def _sized(mount: Mount, request: Request, value: bytes) -> Reply:
 
 def getxattr(mount: Mount, request: Request) -> Reply:
     """GETXATTR; overlayfs's own are not there."""
-    _refuse_private(request.name)
+    _refuse_private(mount, request.name)
     node = mount.tree.node(request.nodeid)
     value = os.getxattr(mount.tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, value)
@@ -147,13 +146,13 @@ def listxattr(mount: Mount, request: Request) -> Reply:
     """LISTXATTR."""
     node = mount.tree.node(request.nodeid)
     names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
-    shown = [name for name in map(os.fsencode, names) if not name.startswith(marks.PREFIX)]
+    shown = [name for name in map(os.fsencode, names) if not name.startswith(mount.tree.prefix)]
     return _sized(mount, request, b"".join(name + b"\0" for name in shown))
 
 
 def setxattr(mount: Mount, request: Request) -> Reply:
     """SETXATTR."""
-    _refuse_private(request.name)
+    _refuse_private(mount, request.name)
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
@@ -168,7 +167,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
 
 def removexattr(mount: Mount, request: Request) -> Reply:
     """REMOVEXATTR."""
-    _refuse_private(request.name)
+    _refuse_private(mount, request.name)
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)

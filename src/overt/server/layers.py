@@ -50,22 +50,30 @@ def open_layers(options: Options) -> Layers:
     for what, path in paths.items():
         _must_be_directory(what, path)
     _must_not_overlap(paths)
+    prefix = marks.USER_PREFIX if options.user_xattr else marks.PREFIX
     result = Layers([], -1, [])
     try:
         if options.upper is not None and options.work is not None:
-            result = _open_upper(options.upper, options.work)
+            result = _open_upper(options.upper, options.work, prefix)
             prepare_work(result.work, options.work)
             if options.volatile:
                 mark_volatile(result.work)
         for index, path in enumerate(options.lower, UPPER + 1):
             try:
-                result.layers.append(Layer(index, mounts.clone(path, attributes=Layer.LOWER)))
+                result.layers.append(Layer(index, _clone_lower(path), prefix))
             except OSError as error:
                 raise Refusal(f"lowerdir {path}: {error.strerror}") from None
         return result
     except (Refusal, OSError):
         result.close()
         raise
+
+
+def _clone_lower(path: str) -> int:
+    try:
+        return mounts.clone(path, attributes=Layer.LOWER)
+    except PermissionError:  # in a user namespace how access times are kept cannot be changed
+        return mounts.clone(path, attributes=mounts.MOUNT_ATTR_RDONLY)
 
 
 def _must_be_directory(what: str, path: str) -> None:
@@ -94,7 +102,7 @@ def _must_not_overlap(paths: dict[str, str]) -> None:
                 raise Refusal(f"{what} is inside {around}: the layers of an overlay must not overlap")
 
 
-def _open_upper(upper: str, work: str) -> Layers:
+def _open_upper(upper: str, work: str, prefix: bytes) -> Layers:
     """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV)."""
     real_upper, real_work = os.path.realpath(upper), os.path.realpath(work)
     common = os.path.commonpath([real_upper, real_work])
@@ -120,7 +128,7 @@ def _open_upper(upper: str, work: str) -> Layers:
         _close(fds)
         raise
     # The clone's own descriptor stays open: closing it dissolves the mount, and no probe could be mounted there.
-    return Layers([Layer(UPPER, fds[1])], fds[2], [clone, *locks])
+    return Layers([Layer(UPPER, fds[1], prefix)], fds[2], [clone, *locks])
 
 
 def _close(fds: list[int]) -> None:
@@ -212,7 +220,7 @@ def mark_volatile(base: int) -> None:
     os.makedirs(b"/proc/self/fd/%d/work/incompat/volatile" % base, 0o700, exist_ok=True)
 
 
-def prove(work: int, upper: str) -> None:
+def prove(work: int, upper: str, prefix: bytes) -> None:
     """Try what an upper has to be able to do; raise `Refusal` naming what it cannot. `work` is empty and ours."""
 
     def attempt(what: str, *steps: object) -> None:
@@ -230,7 +238,8 @@ def prove(work: int, upper: str) -> None:
     attempt("nameless files (O_TMPFILE)", nameless)
     attempt("new files", lambda: os.mknod(b"#a", stat.S_IFREG | 0o600, dir_fd=work))
     try:
-        attempt("trusted xattrs", lambda: os.setxattr(xattr_path(work, b"#a"), marks.PREFIX + b"proof", b""))
+        kind = prefix.split(b".")[0].decode()
+        attempt(f"{kind} xattrs", lambda: os.setxattr(xattr_path(work, b"#a"), prefix + b"proof", b""))
         attempt("RENAME_WHITEOUT", lambda: renameat2(work, b"#a", work, b"#b", RENAME_WHITEOUT))
     finally:
         for name in ("#a", "#b"):

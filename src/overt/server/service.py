@@ -76,6 +76,10 @@ class Service:
         return self._make(options, label)[1]
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
+        if not options.user_xattr and process.in_user_namespace():
+            options = options._replace(
+                user_xattr=True
+            )  # as for kernel overlayfs, trusted xattrs are not to be had there
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
@@ -87,7 +91,7 @@ class Service:
                 layers = layers._replace(work=inner)
                 upper = self.uppers.get(layers.layers[0].root, inner)
                 if upper.s_dev not in self._proven:
-                    prove(inner, options.upper)
+                    prove(inner, options.upper, layers.layers[0].prefix)
                     self._proven.add(upper.s_dev)
                 account = upper.attach(target, volatile=options.volatile)
             connection = connect(options)

@@ -15,7 +15,7 @@ from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT,
 from overt.overlay import marks
 from overt.overlay.listing import DT_UNKNOWN, Entry
 from overt.tree.copyup import copy_up
-from overt.tree.layer import UPPER, is_xattr_whiteout, xattr_path
+from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.reading import entries, is_empty
 from overt.tree.tree import Tree
@@ -56,11 +56,7 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
             continue
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return False
-        return not (
-            tree.layers[layer].xattr_whiteouts
-            and marks.may_be_xattr_whiteout(st.st_mode, st.st_size)
-            and is_xattr_whiteout(directory, name)
-        )
+        return not tree.layers[layer].is_xattr_whiteout(directory, name, st)
     return False
 
 
@@ -83,7 +79,7 @@ def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T]
         result = make(made_in, temporary)
         try:
             if directory:
-                _set_opaque(made_in, temporary)
+                _set_opaque(tree, made_in, temporary)
                 renameat2(made_in, temporary, upper, name, RENAME_EXCHANGE)
                 os.unlink(temporary, dir_fd=made_in)
             else:
@@ -126,8 +122,8 @@ def _cradle(tree: Tree, upper: int) -> tuple[bytes, int]:
         raise
 
 
-def _set_opaque(directory: int, name: bytes) -> None:
-    os.setxattr(xattr_path(directory, name), marks.PREFIX + marks.OPAQUE, marks.OPAQUE_YES)
+def _set_opaque(tree: Tree, directory: int, name: bytes) -> None:
+    os.setxattr(xattr_path(directory, name), tree.prefix + marks.OPAQUE, marks.OPAQUE_YES)
 
 
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
@@ -292,7 +288,7 @@ def _clear(tree: Tree, upper: int, name: bytes) -> None:
     st = os.stat(name, dir_fd=upper, follow_symlinks=False)
     os.mkdir(fresh, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
     try:
-        _set_opaque(tree.work, fresh)
+        _set_opaque(tree, tree.work, fresh)
         renameat2(tree.work, fresh, upper, name, RENAME_EXCHANGE)
     except OSError:
         os.rmdir(fresh, dir_fd=tree.work)
@@ -341,12 +337,12 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
             (target, (new_upper, new_name), hidden_here),
         ):
             if directory.is_dir and opaque:
-                _set_opaque(*place)
+                _set_opaque(tree, *place)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
         _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
         return
     if node.is_dir and hidden_there:
-        _set_opaque(upper, name)
+        _set_opaque(tree, upper, name)
     anchor = tree.hold(target, new_parent, new_name) if target is not None else -1
     try:
         _move(tree, (upper, name), (new_upper, new_name), node, target, whiteout=hidden_here)

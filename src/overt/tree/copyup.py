@@ -99,11 +99,11 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     flush = tree.sync == "strict" or (tree.sync == "auto" and length > 0)
     if not flush and length <= tree.inline_copy:
         source = tree.open(node, os.O_RDONLY)
-        return _copy(source, st, length, tree.work, flush=False)
+        return _copy(tree, source, st, length, flush=False)
     source = tree.open(node, os.O_RDONLY)
 
     def work() -> int:
-        return _copy(source, st, length, tree.work, flush=flush)
+        return _copy(tree, source, st, length, flush=flush)
 
     def finish(copy: object) -> None:
         tree.prepared[node, limit] = copy
@@ -111,14 +111,14 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     raise Later((node, limit), work, finish)
 
 
-def _copy(source: int, st: os.stat_result, length: int, work: int, *, flush: bool) -> int:
-    """Copy `length` bytes and all attributes into a nameless file in `work`; close `source`; return the copy."""
+def _copy(tree: Tree, source: int, st: os.stat_result, length: int, *, flush: bool) -> int:
+    """Copy `length` bytes and all attributes into a nameless file in the work directory; close `source`; return the copy."""
     try:
-        copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=work)
+        copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
         try:
             _copy_data(source, copy, length)
             os.fchown(copy, st.st_uid, st.st_gid)
-            _copy_xattrs(source, copy)
+            _copy_xattrs(tree, source, copy)
             os.fchmod(copy, stat.S_IMODE(st.st_mode))
             os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
             if flush:
@@ -173,7 +173,7 @@ def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
 # Attributes
 
 
-def _copy_xattrs(source: int | bytes, copy: int | bytes) -> None:
+def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
     try:
         names = os.listxattr(source, follow_symlinks=False) if isinstance(source, bytes) else os.listxattr(source)
     except OSError as error:
@@ -183,7 +183,7 @@ def _copy_xattrs(source: int | bytes, copy: int | bytes) -> None:
     follow = {"follow_symlinks": False} if isinstance(source, bytes) else {}
     for text in names:
         name = os.fsencode(text)
-        if name.startswith(marks.PREFIX):
+        if name.startswith(tree.prefix):
             continue
         try:
             os.setxattr(copy, name, os.getxattr(source, name, **follow), **follow)
@@ -204,7 +204,7 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
         os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
-        _copy_xattrs(xattr_path(source, name), xattr_path(tree.work, temporary))
+        _copy_xattrs(tree, xattr_path(source, name), xattr_path(tree.work, temporary))
         if kind != stat.S_IFLNK:
             os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
         os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)

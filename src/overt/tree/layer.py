@@ -20,41 +20,42 @@ class Layer:
     LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME
     """what the mount of a lower layer has to be"""
 
-    __slots__ = ("device", "index", "root", "xattr_whiteouts")
+    __slots__ = ("device", "index", "prefix", "root", "xattr_whiteouts")
 
-    def __init__(self, index: int, root: int) -> None:
-        """`root`: a descriptor of the layer on a mount of its own, which the layer closes."""
+    def __init__(self, index: int, root: int, prefix: bytes = marks.PREFIX) -> None:
+        """`root`: a descriptor of the layer on a mount of its own, which the layer closes; `prefix`: of the marks."""
+        self.prefix = prefix
         self.index = index
         self.root = root
         self.device = os.fstat(self.root).st_dev
-        mark = opaque_mark(self.root, b".") if index != UPPER else b""
+        mark = self.opaque_mark(self.root, b".") if index != UPPER else b""
         self.xattr_whiteouts = mark == marks.OPAQUE_WITH_XATTR_WHITEOUTS
 
     def close(self) -> None:
         """Let go of the layer."""
         os.close(self.root)
 
+    def opaque_mark(self, directory: int, name: bytes) -> bytes:
+        """The value of a directory's opaque mark, empty without one."""
+        try:
+            return os.getxattr(xattr_path(directory, name), self.prefix + marks.OPAQUE, follow_symlinks=False)
+        except OSError:  # ENODATA, or a filesystem without xattrs: no mark
+            return b""
+
+    def is_xattr_whiteout(self, directory: int, name: bytes, st: os.stat_result) -> bool:
+        """Whether a file of this layer is an empty regular one that carries the whiteout mark."""
+        if not self.xattr_whiteouts or not marks.may_be_xattr_whiteout(st.st_mode, st.st_size):
+            return False
+        try:
+            os.getxattr(xattr_path(directory, name), self.prefix + marks.WHITEOUT, follow_symlinks=False)
+        except OSError:  # ENODATA
+            return False
+        return True
+
 
 def xattr_path(directory: int, name: bytes) -> bytes:
     """A path by which the l*xattr calls, which know no directory descriptors, reach one name in one."""
     return b"/proc/self/fd/%d/%b" % (directory, name)
-
-
-def opaque_mark(directory: int, name: bytes) -> bytes:
-    """The value of a directory's opaque mark, empty without one."""
-    try:
-        return os.getxattr(xattr_path(directory, name), marks.PREFIX + marks.OPAQUE, follow_symlinks=False)
-    except OSError:  # ENODATA, or a filesystem without xattrs: no mark
-        return b""
-
-
-def is_xattr_whiteout(directory: int, name: bytes) -> bool:
-    """Whether the (empty, regular) file carries the whiteout mark."""
-    try:
-        os.getxattr(xattr_path(directory, name), marks.PREFIX + marks.WHITEOUT, follow_symlinks=False)
-    except OSError:  # ENODATA
-        return False
-    return True
 
 
 class DescriptorCache:

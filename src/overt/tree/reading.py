@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from overt.host.files import getdents
 from overt.overlay import marks
 from overt.overlay.listing import DT_CHR, DT_UNKNOWN, Entry, Listing, merge
-from overt.tree.layer import is_xattr_whiteout
 from overt.tree.node import Node
 from overt.tree.tree import Tree
 from overt.wire.dirent import parse
@@ -37,7 +36,7 @@ def _hides(tree: Tree, fd: int, entry: Entry, layer: int) -> bool:
         return marks.is_whiteout(st.st_mode, st.st_rdev)
     if entry.kind == _DT_REG and tree.layers[layer].xattr_whiteouts:
         st = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
-        return marks.may_be_xattr_whiteout(st.st_mode, st.st_size) and is_xattr_whiteout(fd, entry.name)
+        return tree.layers[layer].is_xattr_whiteout(fd, entry.name, st)
     return False
 
 

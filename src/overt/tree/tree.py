@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from overt.overlay import marks
-from overt.tree.layer import UPPER, DescriptorCache, Layer, is_xattr_whiteout, opaque_mark
+from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
 
 Work = Callable[[], object]
@@ -48,6 +48,7 @@ class Tree:
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
         self.layers = {layer.index: layer for layer in layers}
+        self.prefix = next(iter(self.layers.values())).prefix
         self.work = work
         self.cache = cache
         self.sync = sync
@@ -254,7 +255,7 @@ class Tree:
                 top = st
             elif second is None:
                 second = st
-            if remaining and opaque_mark(directory, name) == marks.OPAQUE_YES:
+            if remaining and self.layers[layer].opaque_mark(directory, name) == marks.OPAQUE_YES:
                 break
         if top is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -263,11 +264,7 @@ class Tree:
     def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return True
-        return (
-            self.layers[layer].xattr_whiteouts
-            and marks.may_be_xattr_whiteout(st.st_mode, st.st_size)
-            and is_xattr_whiteout(directory, name)
-        )
+        return self.layers[layer].is_xattr_whiteout(directory, name, st)
 
     def enter(
         self,
