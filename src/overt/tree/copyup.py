@@ -112,7 +112,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
 
 
 def _copy(tree: Tree, source: int, st: os.stat_result, length: int, *, flush: bool) -> int:
-    """Copy `length` bytes and all attributes into a nameless file in the work directory; close `source`; return the copy."""
+    """A nameless copy, in the work directory, of `length` bytes and all attributes of `source`, which is closed."""
     try:
         copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
         try:
