@@ -256,15 +256,14 @@ def test_disks_in_parallel_fail_each_for_itself() -> None:
             list(pool.map(Disk.close, disks))
 
 
-def test_a_disk_is_ready_and_gone_within_a_second(disk: Disk) -> None:
-    """Of each kind; the best of three, since the machine may be busy."""
-
+@pytest.mark.parametrize("filesystem", FILESYSTEMS)
+def test_a_disk_is_ready_and_gone_within_a_second(filesystem: str) -> None:
     def up_and_down() -> float:
         begin = time.monotonic()
-        Disk(disk.filesystem).close()
+        Disk(filesystem).close()
         return time.monotonic() - begin
 
-    assert min(up_and_down() for _ in range(3)) < 1
+    assert any(up_and_down() < 1 for _ in range(5))  # the machine may be busy
 
 
 def test_mkfs_options_and_mount_options_are_obeyed() -> None:
