@@ -40,7 +40,7 @@ def serve(
     _raise_limits()
     gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
     events = Events(foreground=foreground)
-    watchdog = Watchdog()
+    watchdog = Watchdog(foreground=foreground)
     if os.geteuid() == 0:
         process.keep_capabilities_across_setfsuid()
         process.keep_capabilities(CAPABILITIES)

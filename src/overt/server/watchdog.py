@@ -12,6 +12,8 @@ import signal
 import socket
 import struct
 import sys
+import syslog
+from collections.abc import Callable
 
 from overt.host import mounts, process
 
@@ -23,18 +25,30 @@ _ADD, _DROP, _ASK = b"+", b"-", b"?"
 _MESSAGE = struct.Struct("=cQ")
 
 
+def _keep_only(fd: int, *, stderr: bool) -> None:
+    """Let go of every other descriptor: whoever waits for the end of our parent's output must not wait for us too."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1) if stderr else (0, 1, 2):
+        os.dup2(null, standard)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 class Watchdog:
     """The server's end. `fd` becomes readable when the loop is asked for a sign of life: call `answer`."""
 
-    def __init__(self, *, period: float = _PERIOD, patience: float = _PATIENCE) -> None:
-        """Fork the watchdog: before any thread is started. `period` and `patience` in seconds."""
+    def __init__(self, *, foreground: bool, period: float = _PERIOD, patience: float = _PATIENCE) -> None:
+        """Fork the watchdog: before any thread is started. `foreground`: report to standard error, not to syslog(3).
+
+        `period` and `patience` are in seconds.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            ours.close()
+            _keep_only(theirs.fileno(), stderr=foreground)
             try:
-                _watch(theirs, server, period, patience)
+                _watch(theirs, server, period, patience, _to_stderr if foreground else syslog.syslog)
             finally:
                 os._exit(0)
         theirs.close()
@@ -71,7 +85,7 @@ class Watchdog:
         os.waitpid(self.pid, 0)
 
 
-def _watch(server: socket.socket, pid: int, period: float, patience: float) -> None:
+def _watch(server: socket.socket, pid: int, period: float, patience: float, say: Callable[[str], None]) -> None:
     process.die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connections = _connections()
@@ -100,7 +114,7 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float) -> N
             if "fuse" in waits or "request_wait" in waits:
                 silent = patience
             if silent >= patience and not _on_a_disk(pid, waits):
-                _abort(connections, guarded, pid)
+                _abort(connections, guarded, pid, say)
                 return
 
 
@@ -129,16 +143,16 @@ def _on_a_disk(pid: int, waits: str) -> bool:
         return False
 
 
-def _abort(connections: str, guarded: set[int], pid: int) -> None:
-    print(
-        f"overt: server {pid} has stopped answering: aborting its {len(guarded)} connections",
-        file=sys.stderr,
-        flush=True,
-    )
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _abort(connections: str, guarded: set[int], pid: int, say: Callable[[str], None]) -> None:
+    say(f"overt: server {pid} has stopped answering: aborting its {len(guarded)} connections")
     for number in guarded:
         try:
             with open(f"{connections}/{number}/abort", "w") as file:
                 file.write("1")
         except OSError as error:
-            print(f"overt: connection {number}: {error}", file=sys.stderr, flush=True)
+            say(f"overt: connection {number}: {error}")
     os.kill(pid, signal.SIGKILL)
