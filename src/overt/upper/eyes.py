@@ -72,14 +72,11 @@ class Eyes:
         `standing` is then the error that stood unseen on the upper already, if one did. Where kernel overlayfs does not
         accept the upper, `refused` is its explanation.
         """
-        self.trace = trace
-        self.s_dev = s_dev
         self.refused: OSError | None = None
         self.standing: Sighting | None = None
         self._known = False  # whether the cursor is yet to tell what the tracepoint has told
         self._cursor = self._plain = self._probe = -1
-        if trace:
-            trace.watch(s_dev)
+        self._watch = trace.watch(s_dev) if trace else None
         try:
             self._cursor = _open_apart(directory_fd)
             try:
@@ -94,18 +91,18 @@ class Eyes:
     @property
     def name(self) -> str:
         """What they are: ``probes+trace``, ``probes``, ``trace`` or ``cursor``."""
-        parts = ["probes"] * (self._plain >= 0) + ["trace"] * (self.trace is not None)
+        parts = ["probes"] * (self._plain >= 0) + ["trace"] * (self._watch is not None)
         return "+".join(parts) or "cursor"
 
     @property
     def spent(self) -> bool:
         """Whether the probe fired and nothing else sees the next error until `renew`."""
-        return self._plain >= 0 and self._probe < 0 and self.trace is None
+        return self._plain >= 0 and self._probe < 0 and self._watch is None
 
     @property
     def need_flush(self) -> bool:
         """Whether errors up to now can be seen by flushing only."""
-        return self.spent or (self._plain < 0 and self.trace is None)
+        return self.spent or (self._plain < 0 and self._watch is None)
 
     def flush(self) -> Flushed:
         """Flush the upper, its device's cache too. No state is changed."""
@@ -127,11 +124,11 @@ class Eyes:
                 return None
             os.close(self._probe)
             self._probe = -1
-            events = self.trace.take(self.s_dev) if self.trace else None
+            events = self._watch.take() if self._watch else None
             known = events.inodes if events and not events.lost else None
             return Sighting(errno.EIO, "probe", False, known)
-        if self.trace:
-            events = self.trace.take(self.s_dev)
+        if self._watch:
+            events = self._watch.take()
             if events:
                 self._known = not told
                 return Sighting(told or errno.EIO, "trace", bool(told), None if events.lost else events.inodes)
@@ -177,8 +174,8 @@ class Eyes:
     def close(self) -> None:
         """Close everything, whatever of it fails; raise the last failure."""
         with contextlib.ExitStack() as stack:
-            if self.trace:
-                stack.callback(self.trace.forget, self.s_dev)
+            if self._watch:
+                stack.callback(self._watch.close)
             for fd in (self._cursor, self._plain, self._probe):
                 if fd >= 0:
                     stack.callback(os.close, fd)
@@ -196,16 +193,16 @@ class Eyes:
                 self.refused = error
                 self.install(NONE)
         told = self.flush().told
-        if self.trace:
-            self.trace.take(self.s_dev)
+        if self._watch:
+            self._watch.take()
         if told:
             self.standing = Sighting(told, "standing", True, None)
 
     def _stand_by(self, scratch_fd: int) -> None:
         """An error stands unseen: with the tracepoint it may go on standing, without it must go."""
         taken = False
-        if self.trace:
-            self.trace.take(self.s_dev)
+        if self._watch:
+            self._watch.take()
         else:
             renewal = self.renew(scratch_fd)
             self.install(renewal)

@@ -43,7 +43,29 @@ class Events(NamedTuple):
         return bool(self.inodes) or self.lost
 
 
-NOTHING = Events({}, False)
+class Watch:
+    """A watcher of one superblock, and the events that it has not taken yet. Made by `Trace.watch`."""
+
+    __slots__ = ("inodes", "lost", "s_dev", "trace")
+
+    def __init__(self, trace: "Trace", s_dev: int) -> None:
+        self.trace = trace
+        self.s_dev = s_dev
+        self.inodes: dict[int, int] = {}
+        self.lost = False
+
+    def take(self) -> Events:
+        """What was seen since the last time."""
+        with self.trace.lock:
+            self.trace.read()
+            events = Events(self.inodes, self.lost)
+            if events:
+                self.inodes, self.lost = {}, False
+            return events
+
+    def close(self) -> None:
+        """Collect nothing any more."""
+        self.trace.forget(self)
 
 
 class Trace:
@@ -56,14 +78,13 @@ class Trace:
             self._instances = os.open("instances", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mount_fd)
         finally:
             os.close(mount_fd)
-        self._lock = threading.Lock()
-        self._pending: dict[int, Events] = {}
+        self.lock = threading.Lock()
+        self._watches: list[Watch] = []
         self._pipe = -1
         self._closing = False
-        self.name = f"overt-{os.getpid()}-{next(_numbers)}"
         try:
             _remove_stale(self._instances)
-            os.mkdir(self.name, dir_fd=self._instances)
+            self.name = _make(self._instances)
         except OSError:
             os.close(self._instances)
             raise
@@ -73,36 +94,47 @@ class Trace:
             self._remove()
             raise
 
-    def watch(self, s_dev: int) -> None:
+    def watch(self, s_dev: int) -> Watch:
         """Collect the events of the superblock with device number `s_dev` (as os.makedev builds it) from now on."""
-        with self._lock:
-            self._pending[s_dev] = NOTHING
+        watch = Watch(self, s_dev)
+        with self.lock:
+            self._watches.append(watch)
             self._filter()
+        return watch
 
-    def forget(self, s_dev: int) -> None:
-        """Stop collecting the events of `s_dev`."""
-        with self._lock:
-            del self._pending[s_dev]
-            if self._closing and not self._pending:
+    def forget(self, watch: Watch) -> None:
+        """Collect nothing for `watch` any more; with the last one, after `close`, remove the instance."""
+        with self.lock:
+            self._watches.remove(watch)
+            if self._closing and not self._watches:
                 self._remove()
             else:
                 self._filter()
 
-    def take(self, s_dev: int) -> Events:
-        """The events of `s_dev` since the last time they were taken."""
-        with self._lock:
-            self._read()
-            events = self._pending[s_dev]
-            if events:
-                self._pending[s_dev] = NOTHING
-            return events
-
     def close(self) -> None:
-        """Remove the instance: now, or when the last superblock is forgotten (its flush may still be under way)."""
-        with self._lock:
+        """Remove the instance: now, or when the last watch is forgotten (its flush may still be under way)."""
+        with self.lock:
             self._closing = True
-            if not self._pending:
+            if not self._watches:
                 self._remove()
+
+    def read(self) -> None:
+        """Hand what is in the buffer out to the watches; the caller holds `lock`."""
+        while True:
+            try:
+                text = os.read(self._pipe, 1 << 16)
+            except BlockingIOError:
+                return
+            if not text:  # somebody has switched the instance off
+                return
+            for major, minor, ino in _EVENT.findall(text):
+                s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
+                for watch in self._watches:
+                    if watch.s_dev == s_dev:
+                        watch.inodes[number] = watch.inodes.get(number, 0) + 1
+            if _LOST in text:
+                for watch in self._watches:
+                    watch.lost = True
 
     def _start(self) -> None:
         each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))
@@ -129,31 +161,19 @@ class Trace:
             os.close(fd)
 
     def _filter(self) -> None:
-        devices = [os.major(s_dev) << 20 | os.minor(s_dev) for s_dev in self._pending]
+        devices = [os.major(s_dev) << 20 | os.minor(s_dev) for s_dev in {watch.s_dev for watch in self._watches}]
         words = " || ".join(f"s_dev == {device}" for device in devices or [0])
         self._write(f"{_POINT}/filter", words if len(words) < _FILTER_BYTES else "0")
 
-    def _read(self) -> None:
-        while True:
-            try:
-                text = os.read(self._pipe, 1 << 16)
-            except BlockingIOError:
-                return
-            for major, minor, ino in _EVENT.findall(text):
-                s_dev = os.makedev(int(major), int(minor))
-                if s_dev in self._pending:
-                    events = self._of(s_dev)
-                    number = int(ino, 16)
-                    events.inodes[number] = events.inodes.get(number, 0) + 1
-            if _LOST in text:
-                for s_dev in self._pending:
-                    self._pending[s_dev] = self._of(s_dev)._replace(lost=True)
 
-    def _of(self, s_dev: int) -> Events:
-        events = self._pending[s_dev]
-        if events is NOTHING:
-            events = self._pending[s_dev] = Events({}, False)
-        return events
+def _make(instances: int) -> str:
+    while True:
+        name = f"overt-{os.getpid()}-{next(_numbers)}"
+        try:
+            os.mkdir(name, dir_fd=instances)
+            return name
+        except FileExistsError:  # another pid namespace has a process of this number
+            continue
 
 
 def _remove_stale(instances: int) -> None:
