@@ -1,17 +1,24 @@
 """Open files and their data.
 
 Where the kernel grants passthrough, reads, writes and mappings go straight to the file in its layer: the server
-registers that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from how the
-kernel does it:
+registers that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from that:
 
-* All open files of an inode share one backing. A file that is open for reading on a lower layer when it is copied up
-keeps   that one, as in overlayfs; whoever opens it from then on has to see the upper file. So the file gets a new
-number, and   the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds
-(do_filp_open). * The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of
-a volatile mount.   There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
-* The credential at registration counts: ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold.
-* It does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached, and
-when   it is closed the kernel is told to forget them if they are not the ones it was given.
+One backing for all open files of an inode. A file that is open for reading on a lower layer when it is copied up keeps
+that one, as in overlayfs; whoever opens it from then on has to see the upper file. So the file gets a new number, and
+the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds (do_filp_open). The old
+number stays for those who have the file open. They can still open it anew without a name (/proc/self/fd): for reading,
+which is then done here; for writing there is no way but ESTALE.
+
+The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
+There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
+
+The credential at registration counts. Ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold. It has no
+CAP_FSETID either: a write takes the setuid bit away, whoever writes, which is right for all but root. So a file that
+has such bits when it is opened for writing is written through the server, which is told who writes
+(FUSE_WRITE_KILL_SUIDGID).
+
+The kernel does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached,
+and when it is closed the kernel is told to forget them if they are not the ones it was given.
 
 Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
 descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
@@ -64,12 +71,10 @@ def open_(mount: Mount, request: Request) -> Reply:
         copy_up(tree, node, 0 if cut else None)
     backing = node.backing
     if backing is not None and backing.layer != node.layer:
-        if request.nodeid == node.id:
-            tree.renumber(node)
-            node.backing = None
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        tree.renumber(node)
+        node.backing = None
     if request.nodeid != node.id:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return _reopen(mount, request, node)
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
         drop_privileges(tree, node)
@@ -224,7 +229,19 @@ def write(mount: Mount, request: Request) -> Reply:
 def lseek(mount: Mount, request: Request) -> Reply:
     """LSEEK: SEEK_DATA and SEEK_HOLE."""
     fh, offset, whence = request.arg[:3]
-    return mount.session.lseek(request.unique, os.lseek(mount.open_handle(fh).fd, offset, whence))
+    handle = mount.open_handle(fh)
+    if handle.backing is None and any(other.writes for other in handle.node.handles or ()):
+        # Without passthrough a mapping's writes are in the kernel's pages, which it does not write back before it asks
+        # (fuse_lseek): what looks like a hole here may hold data there. All of it is data then, as SEEK_DATA may say.
+        return mount.session.lseek(request.unique, _all_data(os.fstat(handle.fd).st_size, offset, whence))
+    return mount.session.lseek(request.unique, os.lseek(handle.fd, offset, whence))
+
+
+def _all_data(size: int, offset: int, whence: int) -> int:
+    """SEEK_DATA or SEEK_HOLE in a file of `size` bytes without holes; ENXIO at or beyond its end."""
+    if not 0 <= offset < size:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return offset if whence == os.SEEK_DATA else size
 
 
 def fallocate(mount: Mount, request: Request) -> Reply:
