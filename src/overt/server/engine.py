@@ -99,13 +99,14 @@ class Engine:
         fd = mount.fd
         into = [buffer]
         readv, handle, trim = os.readv, mount.handle, self.cache.trim
+        inflight = mount.session.inflight  # not empty: workers are busy, and need the processor more than we do
         looks = 0
         while True:
             try:
                 size = readv(fd, into)
             except BlockingIOError:
                 looks += 1
-                if looks > _LOOKS or not alone or self._posted:
+                if looks > _LOOKS or not alone or inflight or self._posted:
                     return
                 continue
             except OSError as error:

@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from overt.fuse import notify
@@ -15,6 +14,7 @@ from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
 from overt.server.events import Events
+from overt.server.pool import Pool
 from overt.tree.node import Node
 from overt.tree.tree import Later, Tree
 from overt.upper import Upper
@@ -63,7 +63,7 @@ class Mount:
 
     def __init__(
         self, fd: int, target: str, options: Options, tree: Tree, upper: Upper | None, account: Account | None, loop:
-        Loop, pool: Executor, events: Events,
+        Loop, pool: Pool, events: Events,
     ) -> None:  # fmt: skip
         self.fd = fd
         self.target = target
@@ -236,6 +236,7 @@ class Mount:
     def attr(self, node: Node, st: os.stat_result) -> bytes:
         """A node's packed attributes; merged directories have one link, as in overlayfs."""
         node.written = st.st_mtime_ns
+        node.mode = st.st_mode
         if node.dropped:
             return attr_of(st, node.ino, 0)
         return attr_of(st, node.ino, 1 if len(node.layers) > 1 else None)

@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from overt.host import mounts, process
@@ -18,6 +17,7 @@ from overt.server.engine import Engine
 from overt.server.events import Events
 from overt.server.layers import Refusal, open_layers, prove
 from overt.server.mount import Mount
+from overt.server.pool import Pool
 from overt.server.poison import new_number
 from overt.server.syncing import carry_over
 from overt.server.watchdog import Watchdog
@@ -40,7 +40,7 @@ class Service:
         self.uppers = Uppers(self._upper_error)
         self.watchdog = watchdog
         self.mounts: list[Mount] = []
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._pools: dict[int, Pool] = {}
         self._proven: set[int] = set()
         self._delivers: dict[str, bool] = {}
         self._grants: dict[int, bool] = {}
@@ -166,11 +166,11 @@ class Service:
             self._grants[upper.s_dev] = granted
         return granted
 
-    def _pool(self, s_dev: int) -> ThreadPoolExecutor:
+    def _pool(self, s_dev: int) -> Pool:
         with self._lock:
             pool = self._pools.get(s_dev)
             if pool is None:
-                pool = ThreadPoolExecutor(_WORKERS, f"upper-{s_dev:x}", lambda: process.set_filesystem_ids(0, 0))
+                pool = Pool(_WORKERS, f"upper-{s_dev:x}")
                 self._pools[s_dev] = pool
             return pool
 
