@@ -1,4 +1,4 @@
-"""A minimal Debian system, made of the packages of the release that this machine runs, from where this machine gets its own."""
+"""A minimal Debian system: this machine's release, from where this machine gets its own packages."""
 
 import os
 import platform
@@ -65,8 +65,15 @@ def configure(root: Path) -> None:
     policy.chmod(0o755)
 
 
+_ENTER = """
+mount --rbind /dev "$1/dev"
+mount -t proc proc "$1/proc"
+exec chroot "$1" /bin/sh -euc "$2"
+"""
+
+
 def inside(root: Path, script: str, timeout: float = 120.0) -> str:
     """Run a shell script in the system at `root`, with /proc and /dev, in namespaces that end with it."""
-    enter = f'mount --rbind /dev "{root}/dev" && mount -t proc proc "{root}/proc" && exec chroot "{root}" /bin/sh -euc "$0"'
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root"}
-    return run("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", enter, script, timeout=timeout, env=env)
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    return run(*namespaces, "sh", "-euc", _ENTER, "sh", root, script, timeout=timeout, env=env)

@@ -2,10 +2,10 @@
 
     fsx.py FILE MODEL --seed N --operations N [--turns] [--reader-first]
 
-Writes, reads, shared mappings, direct I/O, holes, zeroed ranges, truncation, copies within the file, seeks to data and holes,
-in random order and through several open files at once, which come and go. MODEL holds what FILE has to hold, MOST bytes at
-most, with FILE's size in front; it is made if it is empty. With --turns several processes work on the same FILE and MODEL: each operation is
-made under a lock on MODEL, so that what one has done every other one has to see. With
+Writes, reads, shared mappings, direct I/O, holes, zeroed ranges, truncation, copies within the file, seeks to data and
+holes, in random order and through several open files at once, which come and go. MODEL holds what FILE has to hold, at
+most MOST bytes, with FILE's size in front; it is made if it is empty. With --turns several processes work on one FILE
+and MODEL: each operation is made under a lock on MODEL, so that what one has done every other one has to see. With
 --reader-first the first open file is one for reading only.
 
 Prints one line. Exit status 1 and the last operations at the first difference. (After the idea of Apple's fsx.)
@@ -84,8 +84,8 @@ class Exerciser:
         self.handles = [Handle(path, direct=direct, writable=writable) for direct, writable in kinds]
         self.verbs: list[Callable[[], str]] = [
             self.write, self.write, self.read, self.read, self.map_write, self.map_write, self.map_read, self.map_read,
-            self.direct_write, self.direct_read, self.truncate, self.punch, self.zero, self.allocate, self.copy, self.seek, self.stat,
-            self.flush, self.evict, self.reopen, self.append,
+            self.direct_write, self.direct_read, self.truncate, self.punch, self.zero, self.allocate, self.copy,
+            self.seek, self.stat, self.flush, self.evict, self.reopen, self.append,
         ]  # fmt: skip
 
     # The model
@@ -100,7 +100,8 @@ class Exerciser:
             SIZE.pack_into(self.model, 0, offset + len(data))
 
     def get(self, offset: int, length: int) -> bytes:
-        return self.model[SIZE.size + offset : SIZE.size + min(self.size, offset + length)] if offset < self.size else b""
+        end = min(self.size, offset + length)
+        return self.model[SIZE.size + offset : SIZE.size + end] if offset < end else b""
 
     def cut(self, size: int) -> None:
         old = self.size
@@ -132,8 +133,9 @@ class Exerciser:
             raise Different(f"{len(got)} bytes at {offset}, not {len(wanted)}; the size is {self.size}")
         first = next(index for index in range(len(got)) if got[index] != wanted[index])
         wrong = sum(a != b for a, b in zip(got, wanted, strict=True))
+        here = slice(first, first + 8)
         raise Different(
-            f"at {offset + first}: {got[first : first + 8].hex()}, not {wanted[first : first + 8].hex()}; {wrong} bytes of {len(got)}"
+            f"at {offset + first}: {got[here].hex()}, not {wanted[here].hex()}; {wrong} bytes of {len(got)}"
         )
 
     # Operations: each returns what it did

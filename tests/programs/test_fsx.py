@@ -1,4 +1,4 @@
-"""Random reads, writes, mappings, direct I/O and holes against a model (fsx.py), alone and from two namespaces at once."""
+"""Random reads, writes, mappings, direct I/O and holes against a model (fsx.py), by one client and by two at once."""
 
 import os
 import random
@@ -55,7 +55,9 @@ def test_twenty_thousand_operations_leave_what_the_model_says(overlay: Overlay, 
     run(*FSX, overlay.path / "file", tmp_path / "model", "--seed", str(seed), "--operations", "20000", timeout=100)
 
 
-def test_a_lower_file_that_is_open_and_mapped_is_copied_up_and_goes_on(layers: Ground, data_path: str, tmp_path: Path) -> None:
+def test_a_lower_file_that_is_open_and_mapped_is_copied_up_and_goes_on(
+    layers: Ground, data_path: str, tmp_path: Path
+) -> None:
     lower = layers.directory / "lower"
     lower.mkdir()
     for seed in range(8):

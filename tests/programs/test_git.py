@@ -1,4 +1,4 @@
-"""git: many small files, renames over files, hard links, mappings of packs, and stat data that has to stay as it was."""
+"""git: many small files, renames over files, hard links, mappings of packs, and stat data that has to stay."""
 
 import random
 from pathlib import Path

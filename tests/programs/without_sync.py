@@ -1,7 +1,7 @@
 """Run a command whose sync(2) does nothing: without_sync.py COMMAND ARGUMENT...
 
-sync(2) visits every filesystem of the machine, also the ones that other tests have made hang on purpose, and it asks nothing
-of a single mount. Some programs call it in passing (mknod(2) stressors, postinst scripts). A seccomp filter answers 0 in its
+sync(2) visits every filesystem of the machine, also the ones that other tests have made hang, and asks nothing of a
+single mount. Some programs call it in passing (stressors, postinst scripts). A seccomp filter answers 0 in its
 place, for the command and all that it starts; syncfs(2) and fsync(2) are real.
 """
 
