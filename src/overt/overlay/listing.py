@@ -56,8 +56,15 @@ class Listing:
         if place is not None:
             self._entries[place] = None
 
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._places
+    def get(self, name: bytes) -> Entry | None:
+        """The entry of this name, or None."""
+        place = self._places.get(name)
+        return None if place is None else self._entries[place]
+
+    @property
+    def gaps(self) -> int:
+        """How many entries have gone since the listing was made."""
+        return len(self._entries) - len(self._places)
 
     def __len__(self) -> int:
         return len(self._places)

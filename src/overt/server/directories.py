@@ -41,19 +41,17 @@ def releasedir(mount: Mount, request: Request) -> Reply:
     node = handle.node
     node.readers -= 1
     if not node.readers:
-        node.listing = None
+        mount.tree.kept.keep(node)
     if handle.fd >= 0:
         os.close(handle.fd)
     return mount.session.empty(request.unique)
 
 
 def _listing(mount: Mount, node: Node) -> Listing:
-    listing = node.listing
-    if listing is None:
-        listing = reading.read(mount.tree, node)
-        node.listing = listing
-    result: Listing = listing
-    return result
+    if node.listing is None:
+        node.listing = reading.read(mount.tree, node)
+    listing: Listing = node.listing
+    return listing
 
 
 def readdir(mount: Mount, request: Request) -> Reply:
@@ -80,7 +78,7 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
     for after, entry in _listing(mount, node).after(cookie - _DOTS):
         name = entry.name
         try:
-            child, st = tree.lookup(node, name, entry.layer)
+            child, st = tree.lookup(node, name)
         except FileNotFoundError:
             continue
         valid = UNTIL_ASKED if child.writers else FOREVER

@@ -5,7 +5,7 @@ import os
 from overt.fuse.request import Request
 from overt.server import identity
 from overt.server.mount import FOREVER, Mount
-from overt.tree import change
+from overt.tree import change, reading
 
 Reply = bytes | memoryview | None
 
@@ -21,6 +21,8 @@ def lookup(mount: Mount, request: Request) -> Reply:
         node, st = mount.tree.lookup(parent, name)
     except FileNotFoundError:
         return mount.session.negative(request.unique, FOREVER)
+    finally:
+        reading.index_if_busy(mount.tree, parent)
     return mount.entry(request, node, st)
 
 

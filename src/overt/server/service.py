@@ -17,8 +17,8 @@ from overt.server.engine import Engine
 from overt.server.events import Events
 from overt.server.layers import Refusal, open_layers, prove
 from overt.server.mount import Mount
-from overt.server.pool import Pool
 from overt.server.poison import new_number
+from overt.server.pool import Pool
 from overt.server.syncing import carry_over
 from overt.server.watchdog import Watchdog
 from overt.tree.tree import Tree

@@ -133,12 +133,15 @@ def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple
 
 
 def _list(parent: Node, name: bytes, node: Node | None) -> None:
-    """Keep a listing that somebody is reading up to date."""
-    if parent.listing is not None:
+    """Keep a directory's listing up to date."""
+    listing = parent.listing
+    if listing is not None:
         if node is None:
-            parent.listing.discard(name)
+            listing.discard(name)
+            if listing.gaps > len(listing) + 64 and not parent.readers:
+                parent.listing = None  # nobody holds a cookie of it: it is made anew when it is needed
         else:
-            parent.listing.add(Entry(node.ino, node.mode >> 12 if node.mode else DT_UNKNOWN, name, UPPER))
+            listing.add(Entry(node.ino, node.mode >> 12 if node.mode else DT_UNKNOWN, name, UPPER))
 
 
 def create(tree: Tree, parent: Node, name: bytes, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:

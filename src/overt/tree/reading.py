@@ -50,3 +50,17 @@ def read(tree: Tree, node: Node) -> Listing:
 def is_empty(tree: Tree, node: Node) -> bool:
     """Whether the merged directory has no entries."""
     return not len(read(tree, node))
+
+
+_INDEX_AFTER = 16
+_INDEX_BYTES = 1 << 16
+
+
+def index_if_busy(tree: Tree, node: Node) -> None:
+    """Read a merged directory whose layers are asked for many names, unless it is large: see `Kept`."""
+    if node.misses != _INDEX_AFTER or node.listing is not None:
+        return
+    node.misses += 1
+    if sum(os.fstat(tree.dir_fd(node, layer)).st_size for layer in node.layers) <= _INDEX_BYTES:
+        node.listing = read(tree, node)
+        tree.kept.keep(node)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from overt.overlay import marks
+from overt.tree.kept import Kept
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
 
@@ -55,9 +56,10 @@ class Tree:
         self.inline_copy = inline_copy
         self.nodes: dict[int, Node] = {}
         self.upper_files: dict[object, Node] = {}
+        self.kept = Kept()
         self.prepared: dict[tuple[Node, int | None], object] = {}
-        self.origins: dict[int, int] = {}
-        """upper inode number -> the number that the file had before it was copied up"""
+        self.origins: dict[object, int] = {}
+        """key of an upper file -> the inode number that the file had before it was copied up"""
         self.changed: list[int] = []
         """nodes whose attributes changed without the kernel knowing; the server tells it"""
         self._devices: dict[int, int] = {}
@@ -106,6 +108,7 @@ class Tree:
             node.stale[number] -= count
             if node.stale[number] <= 0:
                 del node.stale[number], self.nodes[number]
+                self._drop_if_unknown(node)
             return
         node.lookups -= count
         self._drop_if_unknown(node)
@@ -118,10 +121,16 @@ class Tree:
         """Give the file a new number: what the kernel knows under the old one stays as it is (see server/data.py)."""
         if node.stale is None:
             node.stale = {}
+        self.changed.append(node.id)
         node.stale[node.id] = node.lookups
         node.id = self._next_id()
         node.lookups = 0
         self.nodes[node.id] = node
+
+    def touched(self, node: Node) -> None:
+        """Attributes have changed by a request: what the kernel knows under another number is out of date."""
+        if node.stale:
+            self.changed.append(node.id)
 
     def _drop_if_unknown(self, node: Node | None) -> None:
         while (
@@ -134,6 +143,7 @@ class Tree:
                     del place.children[name]
             if node.key is not None:
                 self.upper_files.pop(node.key, None)
+            self.kept.forget(node)
             node.close()
             node = parent
 
@@ -211,11 +221,8 @@ class Tree:
 
     # From a name to a node
 
-    def lookup(self, parent: Node, name: bytes, start: int = UPPER) -> tuple[Node, os.stat_result]:
-        """The node that `name` is in directory `parent`, and its attributes; FileNotFoundError without one.
-
-        `start`: the first layer that can have it, where a listing has told so.
-        """
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """The node that `name` is in directory `parent`, and its attributes; FileNotFoundError without one."""
         children = parent.children
         if children is not None:
             child = children.get(name)
@@ -227,7 +234,14 @@ class Tree:
                     return child, os.stat(name, dir_fd=fd, follow_symlinks=False)
                 except FileNotFoundError:
                     del children[name]  # a layer was changed behind our back; look again
-        return self._discover(parent, name, start)
+        listing = parent.listing
+        if listing is None:
+            parent.misses += len(parent.layers) > 1
+            return self._discover(parent, name, UPPER)
+        entry = listing.get(name)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, "listed, and not there")
+        return self._discover(parent, name, entry.layer)
 
     def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result]:
         found: list[int] = []
@@ -288,7 +302,7 @@ class Tree:
                 return node
             ino = self.ino(st)
             if self.origins:
-                ino = self.origins.get(st.st_ino, ino)
+                ino = self.origins.get(key, ino)
         else:
             ino = self.ino(below or st)
         node = Node(self._next_id(), parent, name, layers, st.st_mode, ino)
@@ -317,16 +331,22 @@ class Tree:
     def _key(self, st: os.stat_result) -> object:
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
-    def in_upper(self, node: Node, st: os.stat_result) -> None:
-        """Note that a file was copied up and is `st` in the upper now."""
+    def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
+        """Note that a file, in the lower layer one with several names or not, was copied up and is `st` in the upper."""
+        if node.parent is not None and node.parent.listing is not None and node.anchor < 0:
+            entry = node.parent.listing.get(node.name)
+            if entry is not None:
+                node.parent.listing.add(entry._replace(layer=UPPER))
         if node.is_dir:
             node.layers = (UPPER, *node.layers)
         else:
             node.layers = (UPPER,)
             node.key = self._key(st)
             self.upper_files[node.key] = node
-            if node.ino != self.ino(st):
-                self.origins[st.st_ino] = node.ino
+            if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
+                node.ino = self.ino(st)
+            elif node.ino != self.ino(st):
+                self.origins[node.key] = node.ino
         node.layer = UPPER
 
     # Names come and go
@@ -347,6 +367,7 @@ class Tree:
 
     def link_name(self, node: Node, parent: Node, name: bytes) -> None:
         """The file has got one more name."""
+        self.touched(node)
         self._name(node, parent, name)
 
     def hold(self, node: Node, parent: Node, name: bytes) -> int:
@@ -358,6 +379,7 @@ class Tree:
 
     def unname(self, node: Node, parent: Node, name: bytes, anchor: int) -> None:
         """The name is gone; `anchor` is what `hold` gave."""
+        self.touched(node)
         if parent.children is not None and parent.children.get(name) is node:
             del parent.children[name]
         if node.links:
@@ -370,6 +392,8 @@ class Tree:
                 os.close(fd)
             node.fds.clear()
             node.anchor = anchor
+            if node.key in self.origins and not os.fstat(anchor).st_nlink:
+                del self.origins[node.key]  # its inode number is free for another file when the anchor goes
 
     def move_name(self, node: Node, parent: Node, name: bytes, new_parent: Node, new_name: bytes) -> None:
         """The file has another name instead of this one."""
