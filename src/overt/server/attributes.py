@@ -28,7 +28,7 @@ def getattr_(mount: Mount, request: Request) -> Reply:
     """GETATTR."""
     node = mount.tree.node(request.nodeid)
     st = mount.tree.stat(node)
-    valid = UNTIL_ASKED if node.writers else FOREVER
+    valid = UNTIL_ASKED if node.writers or request.nodeid != node.id else FOREVER
     return mount.session.attr(request.unique, valid, mount.attr(node, st))
 
 
@@ -43,7 +43,7 @@ def statx(mount: Mount, request: Request) -> Reply:
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink
-    valid = UNTIL_ASKED if node.writers else FOREVER
+    valid = UNTIL_ASKED if node.writers or request.nodeid != node.id else FOREVER
     return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink))
 
 
@@ -76,6 +76,7 @@ def setattr_(mount: Mount, request: Request) -> Reply:
             times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
         directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
         utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+    tree.touched(node)
     return getattr_(mount, request)
 
 
@@ -162,6 +163,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
         mode = tree.stat(node).st_mode
         if mode & stat.S_ISGID:
             _chmod(tree, node, stat.S_IMODE(mode & ~stat.S_ISGID))
+    tree.touched(node)
     return mount.session.empty(request.unique)
 
 
@@ -175,6 +177,7 @@ def removexattr(mount: Mount, request: Request) -> Reply:
         os.getxattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
     copy_up(tree, node)
     os.removexattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    tree.touched(node)
     return mount.session.empty(request.unique)
 
 

@@ -27,6 +27,7 @@ descriptor of its own here in both cases: it is what makes each be told of an er
 import errno
 import fcntl
 import os
+import stat
 
 from overt.fuse import notify
 from overt.fuse.request import Request
@@ -45,6 +46,7 @@ Reply = bytes | memoryview | None
 # The kernel does these itself, in front of us; a descriptor that had them would do them twice.
 _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
 _SYNC = os.O_SYNC | os.O_DSYNC
+_SETID = stat.S_ISUID | stat.S_ISGID
 _buffer = memoryview(bytearray(1 << 20))
 
 
@@ -73,13 +75,30 @@ def open_(mount: Mount, request: Request) -> Reply:
     if backing is not None and backing.layer != node.layer:
         tree.renumber(node)
         node.backing = None
-    if request.nodeid != node.id:
-        return _reopen(mount, request, node)
+    below = _below(node, request) if request.nodeid != node.id else None
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
         drop_privileges(tree, node)
-    handle = _opened(mount, node, fd, flags, writes=writes)
-    return mount.session.opened(request.unique, handle.fh, *_how(mount, handle))
+    handle = _opened(mount, node, fd, flags, writes=writes, below=below)
+    return mount.session.opened(request.unique, handle.fh, *_how(handle))
+
+
+def _below(node: Node, request: Request) -> Backing | None:
+    """The lower backing in use under the number that a file had before it was copied up; ESTALE to look it up again."""
+    flags = request.arg[0]
+    for handle in node.handles or ():
+        if handle.backing is not None and handle.backing.layer != node.layer:
+            break
+    else:
+        return None
+    if node.refused is None:
+        node.refused = set()
+    if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC and request.pid in node.refused:
+        node.refused.discard(request.pid)  # once more, and no look-up between: there is no name on this way
+        backing: Backing = handle.backing
+        return backing
+    node.refused.add(request.pid)
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def create(mount: Mount, request: Request) -> Reply:
@@ -107,7 +126,7 @@ def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd:
     node.lookups += 1
     valid = UNTIL_ASKED if node.writers else FOREVER
     attr = mount.attr(node, st)
-    return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(mount, handle))
+    return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(handle))
 
 
 def _ours(mount: Mount, flags: int) -> int:
@@ -115,15 +134,17 @@ def _ours(mount: Mount, flags: int) -> int:
     return flags & ~(_NOT_OURS | _SYNC if mount.volatile else _NOT_OURS)
 
 
-def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool) -> Handle:
+def _opened(
+    mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, below: Backing | None = None
+) -> Handle:
     handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
-    if node.backing is None and mount.passthrough:
+    if node.backing is None and below is None and mount.passthrough:
         node.backing = _register(mount, node, fd)
-    backing = node.backing
+    backing = below or node.backing
     if backing is not None:
         backing.users += 1
         handle.backing = backing
-        handle.direct = mount.volatile and bool(flags & _SYNC)
+        handle.direct = below is not None or _through_us(mount, node, flags, writes=writes)
         if writes:
             node.writers += 1
     if node.handles is None:
@@ -133,17 +154,24 @@ def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool) -> H
     return handle
 
 
+def _through_us(mount: Mount, node: Node, flags: int, *, writes: bool) -> bool:
+    """Whether reads and writes of an open file have to come here although it has a backing."""
+    return (mount.volatile and bool(flags & _SYNC)) or (writes and bool(node.mode & _SETID))
+
+
 def _register(mount: Mount, node: Node, fd: int) -> Backing | None:
-    """Register a file for passthrough; None where the kernel does not grant it (a layer that is stacked itself,
-    say).
-    """
+    """Register a file; None where the kernel does not grant it (a layer that is stacked itself, say)."""
     identity.become_root()
+    keeper = identity.setid_keeper()
+    keeper.off()
     try:
         return Backing(register(mount.fd, fd), node.layer)
     except OSError as error:
         mount.passthrough = False  # all or none: an inode cannot be opened both ways at once
         mount.events.say("no passthrough", mount=mount.target, why=str(error))
         return None
+    finally:
+        keeper.on()
 
 
 def register(fuse_fd: int, fd: int) -> int:
@@ -159,7 +187,7 @@ def unregister(fuse_fd: int, backing: int) -> None:
     fcntl.ioctl(fuse_fd, fuse.FUSE_DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))
 
 
-def _how(mount: Mount, handle: Handle) -> tuple[int, int]:
+def _how(handle: Handle) -> tuple[int, int]:
     """(open flags, backing id) of the reply."""
     if handle.backing is None:
         return fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE, 0

@@ -59,11 +59,11 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
             os.close(copy)
     else:
         done = _special(tree, node, st, source, target)
-    _settle(tree, node, done)
+    _settle(tree, node, st, done)
 
 
-def _settle(tree: Tree, node: Node, done: os.stat_result) -> None:
-    tree.in_upper(node, done)
+def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result) -> None:
+    tree.in_upper(node, done, hard_linked=lower.st_nlink > 1)
     tree.changed.append(node.id)
     for handle in node.handles or ():
         replacement = tree.open(node, handle.flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
@@ -84,7 +84,7 @@ def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
     os.close(node.anchor)
     node.anchor = anchor
     node.dropped = False
-    _settle(tree, node, os.fstat(anchor))
+    _settle(tree, node, st, os.fstat(anchor))
 
 
 # Data

@@ -18,7 +18,7 @@ class Node:
 
     __slots__ = (
         "anchor", "backing", "children", "dropped", "fds", "handles", "id", "ino", "key", "layer", "layers", "links",
-        "listing", "lookups", "mode", "name", "parent", "readers", "stale", "writers", "written",
+        "listing", "lookups", "misses", "mode", "name", "parent", "readers", "refused", "stale", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, layers: tuple[int, ...], mode: int, ino: int):
@@ -28,6 +28,7 @@ class Node:
         self.layers = layers
         self.layer = layers[0] if layers else -1
         self.mode = mode
+        """as it was last told to the kernel"""
         self.ino = ino
         self.lookups = 0
         self.anchor = -1
@@ -41,7 +42,11 @@ class Node:
         """further known names, beside `parent` and `name`"""
         self.stale: dict[int, int] | None = None
         """numbers that this file had before, and how often the kernel still counts them"""
+        self.refused: set[int] | None = None
+        """threads that were sent to look the name up again, for the old number is open on a lower layer"""
         self.listing: Any = None
+        self.misses = 0
+        """look-ups of this merged directory that had to ask its layers"""
         self.readers = 0
         """open directory streams"""
         self.handles: set[Any] | None = None

@@ -332,7 +332,10 @@ class Tree:
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
     def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
-        """Note that a file, in the lower layer one with several names or not, was copied up and is `st` in the upper."""
+        """Note that a file was copied up and is `st` in the upper.
+
+        `hard_linked`: it has other names in the lower layer, and they stay there.
+        """
         if node.parent is not None and node.parent.listing is not None and node.anchor < 0:
             entry = node.parent.listing.get(node.name)
             if entry is not None:
