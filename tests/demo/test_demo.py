@@ -128,6 +128,20 @@ def test_a_system_that_fails_is_a_row_and_voids_the_run(
     assert "/nowhere" in row["note"] or "No such file" in row["note"]
 
 
+def test_a_system_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Hanging(systems.KernelOverlayfs):
+        def mount(self, layers: systems.Layers) -> int:
+            time.sleep(100)
+            return super().mount(layers)
+
+    monkeypatch.setattr(perform, "all_systems", lambda: [Hanging(False), systems.KernelOverlayfs(True)])
+    monkeypatch.setattr(perform, "_PATIENCE", 5)
+    assert cli.run(["demo", "--containers", "2", "--json"]) == report.VOID
+    hung, next_one = json.loads(capsys.readouterr().out)
+    assert (hung["outcome"], hung["note"]) == ("failed", "failed: no progress for 5 s")
+    assert next_one["outcome"] == "asked"
+
+
 def test_without_root_the_rest_is_rehearsed_and_one_line_says_what_is_missing(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-Ur", "true"], capture_output=True, timeout=10).returncode:
         pytest.skip("no user namespaces")

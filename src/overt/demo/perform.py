@@ -2,9 +2,10 @@
 
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from errno import EMFILE
+from errno import EMFILE, ETIMEDOUT
 from typing import NamedTuple
 
 from overt.demo.scenario import STEPS, Progress, Row, rehearse, run
@@ -12,6 +13,7 @@ from overt.demo.systems import all_systems
 from overt.demo.worker import in_user_namespace, working
 
 _SPARE_FILES = 100
+_PATIENCE = 90  # seconds between two signs of progress; more than a container is given for an answer
 
 
 class Begin(NamedTuple):
@@ -45,16 +47,29 @@ def _perform(count: int, filesystem: str, send: Callable[[object], None]) -> Non
     lacking = _lacking()
     if lacking:
         send(Lacking(lacking))
+    signal.signal(signal.SIGALRM, _give_up)
+
+    def tell(progress: Progress) -> None:
+        signal.alarm(_PATIENCE)
+        send(progress)
+
     systems = all_systems()
     for number, system in enumerate(systems):
         send(Begin(system.name, system.kind, number * STEPS * count, len(systems) * STEPS * count))
+        signal.alarm(_PATIENCE)
         absent = system.missing()
         if absent:
             send(Row(system.name, system.kind, count, outcome="missing", note=absent))
         elif lacking:
-            send(rehearse(system, count, send))
+            send(rehearse(system, count, tell))
         else:
-            send(run(system, filesystem, count, send))
+            send(run(system, filesystem, count, tell))
+        signal.alarm(0)
+
+
+def _give_up(number: int, frame: object) -> None:
+    """A server that hangs in a mount is a failure of its system, and must not stop the demo."""
+    raise TimeoutError(ETIMEDOUT, f"no progress for {_PATIENCE} s")
 
 
 def _lacking() -> str | None:
