@@ -18,6 +18,7 @@ from overt.wire.record import unpack_from
 
 Reply = bytes | memoryview | None
 
+_CAPABILITY = b"security.capability"
 _CHANGES = (
     fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME
     | fuse.FATTR_KILL_SUIDGID
@@ -28,7 +29,7 @@ def getattr_(mount: Mount, request: Request) -> Reply:
     """GETATTR."""
     node = mount.tree.node(request.nodeid)
     st = mount.tree.stat(node)
-    valid = UNTIL_ASKED if node.writers or request.nodeid != node.id else FOREVER
+    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else FOREVER
     return mount.session.attr(request.unique, valid, mount.attr(node, st))
 
 
@@ -43,7 +44,7 @@ def statx(mount: Mount, request: Request) -> Reply:
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink
-    valid = UNTIL_ASKED if node.writers or request.nodeid != node.id else FOREVER
+    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else FOREVER
     return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink))
 
 
@@ -111,8 +112,10 @@ def drop_privileges(tree: Tree, node: Node) -> None:
     gone = mode & stat.S_ISUID | (mode & stat.S_ISGID if mode & stat.S_IXGRP else 0)
     if gone:
         _chmod(tree, node, stat.S_IMODE(mode & ~gone))
+    if node.bare:
+        return
     try:
-        os.removexattr(tree.path(node), b"security.capability", follow_symlinks=node.anchor >= 0)
+        os.removexattr(tree.path(node), _CAPABILITY, follow_symlinks=node.anchor >= 0)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
@@ -139,6 +142,8 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     """GETXATTR; overlayfs's own are not there."""
     _refuse_private(mount, request.name)
     node = mount.tree.node(request.nodeid)
+    if node.bare and request.name == _CAPABILITY:  # asked at the first write and at a chown of every new file
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     value = os.getxattr(mount.tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, value)
 
@@ -158,6 +163,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     tree = mount.tree
     node = tree.node(request.nodeid)
     copy_up(tree, node)
+    node.bare = False
     os.setxattr(tree.path(node), request.name, request.payload, request.arg[1], follow_symlinks=node.anchor >= 0)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode

@@ -17,8 +17,9 @@ CAP_FSETID either: a write takes the setuid bit away, whoever writes, which is r
 has such bits when it is opened for writing is written through the server, which is told who writes
 (FUSE_WRITE_KILL_SUIDGID).
 
-The kernel does not know the times that a mapping's writes leave: attributes of a file open for writing are not cached,
-and when it is closed the kernel is told to forget them if they are not the ones it was given.
+The kernel does not know the times that a mapping's writes leave: attributes of a file that is open for reading and
+writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if they are not
+the ones it was given. What write(2) changes it knows.
 
 Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
 descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
@@ -124,7 +125,8 @@ def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd:
     flags = request.arg[0]
     handle = _opened(mount, node, fd, flags, writes=flags & os.O_ACCMODE != os.O_RDONLY)
     node.lookups += 1
-    valid = UNTIL_ASKED if node.writers else FOREVER
+    node.bare = True
+    valid = UNTIL_ASKED if node.mappers else FOREVER
     attr = mount.attr(node, st)
     return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(handle))
 
@@ -134,9 +136,7 @@ def _ours(mount: Mount, flags: int) -> int:
     return flags & ~(_NOT_OURS | _SYNC if mount.volatile else _NOT_OURS)
 
 
-def _opened(
-    mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, below: Backing | None = None
-) -> Handle:
+def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, below: Backing | None = None) -> Handle:
     handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
     if node.backing is None and below is None and mount.passthrough:
         node.backing = _register(mount, node, fd)
@@ -145,8 +145,8 @@ def _opened(
         backing.users += 1
         handle.backing = backing
         handle.direct = below is not None or _through_us(mount, node, flags, writes=writes)
-        if writes:
-            node.writers += 1
+        handle.maps = flags & os.O_ACCMODE == os.O_RDWR
+        node.mappers += handle.maps
     if node.handles is None:
         node.handles = {handle}
     else:
@@ -205,8 +205,8 @@ def release(mount: Mount, request: Request) -> Reply:
         node.handles.discard(handle)
     backing = handle.backing
     if backing is not None:
-        if handle.writes:
-            node.writers -= 1
+        if handle.maps:
+            node.mappers -= 1
             if os.fstat(handle.fd).st_mtime_ns != node.written:
                 mount.send(notify.inval_inode(node.id, -1, 0))
         backing.users -= 1

@@ -81,7 +81,7 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
             child, st = tree.lookup(node, name)
         except FileNotFoundError:
             continue
-        valid = UNTIL_ASKED if child.writers else FOREVER
+        valid = UNTIL_ASKED if child.mappers else FOREVER
         if not buffer.add_plus(child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name):
             tree.unused(child)
             break

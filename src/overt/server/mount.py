@@ -39,7 +39,7 @@ Handler = Callable[["Mount", Request], bytes | memoryview | None]
 class Handle:
     """One open file or directory stream: what FUSE calls an fh."""
 
-    __slots__ = ("backing", "direct", "fd", "fh", "flags", "node", "writes")
+    __slots__ = ("backing", "direct", "fd", "fh", "flags", "maps", "node", "writes")
 
     def __init__(self, fh: int, node: Node, fd: int, flags: int, *, writes: bool) -> None:
         self.fh = fh
@@ -49,6 +49,8 @@ class Handle:
         self.writes = writes
         self.backing: Any = None
         self.direct = False
+        self.maps = False
+        """whether it can be mapped and written behind the server's back"""
 
 
 class Loop(Protocol):
@@ -245,7 +247,7 @@ class Mount:
         """The reply that names a node, which the kernel then counts as looked up."""
         node.lookups += 1
         return self.session.entry(
-            request.unique, node.id, 0, UNTIL_ASKED if node.writers else FOREVER, self.attr(node, st)
+            request.unique, node.id, 0, UNTIL_ASKED if node.mappers else FOREVER, self.attr(node, st)
         )
 
     def new_handle(self, node: Node, fd: int, flags: int, *, writes: bool = False) -> Handle:

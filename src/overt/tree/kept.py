@@ -1,8 +1,8 @@
 """Listings that stay when their last reader has gone.
 
 A look-up that a listing answers asks no layer: otherwise each costs a stat in every layer above the one that has the
-name, and one for a missing name asks them all. Only this process changes the upper, and lower layers do not change, so a
-listing that is kept up to date is as true as the layers.
+name, and one for a missing name asks them all. Only this process changes the upper, and lower layers do not change, so
+a listing that is kept up to date is as true as the layers.
 """
 
 from overt.tree.node import Node

@@ -17,8 +17,9 @@ class Node:
     """A file of the merged tree. `layer` is where its attributes and data are; a directory has several `layers`."""
 
     __slots__ = (
-        "anchor", "backing", "children", "dropped", "fds", "handles", "id", "ino", "key", "layer", "layers", "links",
-        "listing", "lookups", "misses", "mode", "name", "parent", "readers", "refused", "stale", "writers", "written",
+        "anchor", "backing", "bare", "children", "dropped", "fds", "handles", "id", "ino", "key", "layer", "layers",
+        "links", "listing", "lookups", "mappers", "misses", "mode", "name", "parent", "readers", "refused", "stale",
+        "written",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, layers: tuple[int, ...], mode: int, ino: int):
@@ -53,8 +54,10 @@ class Node:
         """open files (the server's handles)"""
         self.backing: Any = None
         """what FUSE passthrough reads and writes, while some open file uses it"""
-        self.writers = 0
-        """open files that may write without the server seeing it"""
+        self.mappers = 0
+        """open files that may write without the kernel knowing what that does to the attributes"""
+        self.bare = False
+        """whether it was made here and has no file capabilities since"""
         self.written = 0
         """the mtime, in nanoseconds, that the kernel was last given"""
 
