@@ -5,6 +5,7 @@ call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
 """
 
 import platform
+import time
 from typing import NamedTuple
 
 # syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
@@ -20,9 +21,14 @@ class Call(NamedTuple):
     argument: int
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the call could be seen."""
         return self.number >= 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the thread had not gone to sleep yet: it will be seen in a moment."""
+        return self.number == _MOVING
 
     @property
     def is_sync(self) -> bool:
@@ -35,16 +41,30 @@ class Call(NamedTuple):
         return self.number in _SYNCFS
 
 
-UNKNOWN = Call(0, -1, -1)
+_UNSEEN, _MOVING = -1, -2
+_PATIENCE = 1.0
+"""seconds for a caller to go to sleep"""
+_PAUSE = 1e-4
+UNKNOWN = Call(0, _UNSEEN, -1)
 
 
 def of(tid: int) -> Call:
-    """The call that thread `tid` waits in."""
+    """The call that thread `tid` waits in. It asks before it sleeps, so it may still be running: `is_moving` then."""
     if not tid:
         return UNKNOWN
     try:
         with open(f"/proc/{tid}/syscall", "rb", 0) as file:
             words = file.read(64).split()
+        if words == [b"running"]:
+            return Call(tid, _MOVING, -1)
         return Call(tid, int(words[0]), int(words[1], 16))
     except (OSError, ValueError, IndexError):  # gone, or not ours to see: an unknown call is treated as a question
-        return Call(tid, -1, -1)
+        return Call(tid, _UNSEEN, -1)
+
+
+def wait_for(tid: int) -> Call:
+    """The same, but wait until the thread sleeps; not for the thread that handles requests."""
+    deadline = time.monotonic() + _PATIENCE
+    while (call := of(tid)).is_moving and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return call

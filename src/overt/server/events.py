@@ -36,4 +36,5 @@ class Events:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(line + "\n")  # in one piece: other threads write too
+    sys.stderr.flush()

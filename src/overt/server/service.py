@@ -183,6 +183,8 @@ class Service:
             lines.append("no passthrough: data is copied through the server")
         if mount.upper is not None and mount.upper.refused:
             lines.append(mount.upper.refused)
+        if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":
+            lines.append("this upper's errors can only be seen by flushing it: a volatile mount does not see them")
         return lines
 
     # Ending
