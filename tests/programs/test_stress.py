@@ -1,0 +1,48 @@
+"""stress-ng's filesystem stressors, each for itself and all at once.
+
+Left out, because what they exercise is not a filesystem that is mounted here:
+binderfs, bind-mount: they mount what they need themselves (and bind-mount fails on any filesystem in this namespace);
+eventfd, ioprio, procfs: no file of the mount is used.
+sync(2), which io, mknod, dentry, open and others call, does nothing here (without_sync.py).
+"""
+
+import re
+
+import pytest
+
+from .ground import Overlay, run
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+
+EXCLUDED = {"binderfs", "bind-mount", "eventfd", "ioprio", "procfs"}
+# The ones that write much by default: a gigabyte each.
+BOUNDED = [f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file")]
+
+
+def stressors() -> list[str]:
+    """The class `filesystem` of the stress-ng that is installed, without EXCLUDED."""
+    listing = run("stress-ng", "--class", "filesystem?", status=(0, 1))
+    found = re.search(r"class 'filesystem' stressors: (.*)", listing)
+    assert found, listing
+    return [name for name in found[1].split() if name not in EXCLUDED]
+
+
+def stress(overlay: Overlay, names: list[str], seconds: int, patience: float, *words: str) -> None:
+    said = run(
+        "stress-ng", *(f"--{name}=1" for name in names), *BOUNDED, *words, f"--timeout={seconds}", "--verify",
+        "--metrics-brief", "--oomable", f"--temp-path={overlay.path}", cwd=overlay.path, timeout=patience,
+    )  # fmt: skip
+    assert not re.search(r"\b(fail|error):", said), said
+    run("find", overlay.path, "-mindepth", "1", "-delete")
+    assert not list(overlay.upper.iterdir())
+
+
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
+def test_all_stressors_at_once_find_no_error(overlay: Overlay, seconds: int) -> None:
+    stress(overlay, stressors(), seconds, seconds + 120)
+
+
+@pytest.mark.long
+def test_one_stressor_after_another_finds_no_error(overlay: Overlay) -> None:
+    for name in stressors():
+        stress(overlay, [name], 4, 60)
