@@ -77,32 +77,55 @@ def syncfs(mount: Mount, request: Request) -> Reply:
         return mount.session.empty(request.unique)
     if mount.volatile:
         return _volatile(mount, request)
+    mount.begin()
     call = caller.of(request.pid)
+    if call.is_moving:
+        mount.pool.submit(_when_seen, mount, request)
+    else:
+        _ask(mount, request, call)
+    return None
+
+
+def _when_seen(mount: Mount, request: Request) -> None:
+    """The caller was still on its way to sleep when it was looked at. Made by a worker."""
+    _ask(mount, request, caller.wait_for(request.pid))
+
+
+def _ask(mount: Mount, request: Request, call: caller.Call) -> None:
+    """Flush and look, then answer; a sync(2) is answered at once."""
+    upper, account = mount.upper, mount.account
+    assert upper is not None and account is not None
     if call.is_sync:
-        return mount.session.empty(request.unique)
+        _answer(mount, request, 0)
+        return
 
     def flushed(error: OSError | None) -> None:
-        mount.pool.submit(_settle, mount, request, call, error)
+        if error is None and account.owed() is None:
+            _answer(mount, request, 0)
+        else:
+            mount.pool.submit(_settle, mount, request, call, error)
 
-    mount.begin()
-    mount.upper.flush(flushed)
-    return None
+    upper.flush(flushed)
+
+
+def _answer(mount: Mount, request: Request, code: int) -> None:
+    session = mount.session
+    mount.send(session.error(request.unique, code) if code else session.empty(request.unique))
+    mount.end()
 
 
 def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | None) -> None:
     """After the flush: carry over what is owed, and answer. Made by a worker."""
     code = error.errno or errno.EIO if error is not None else 0
     try:
-        if call.is_syncfs or not call.known:
-            # What cannot be put on the cursor is told by this answer; it stays owed, and the next to ask is told as
-            # well.
-            code = code or _carry(mount, call)
+        if call.is_syncfs or not call.is_known:
+            # A flush that failed is on the cursor too, so that who is told by this answer is not told again. What
+            # cannot be put there is told by this answer; it stays owed, and the next to ask is told as well.
+            code = _carry(mount, call) or code
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
         code = code or errno.EIO
-    session = mount.session
-    mount.send(session.error(request.unique, code) if code else session.empty(request.unique))
-    mount.end()
+    _answer(mount, request, code)
 
 
 def carry_over(mount: Mount) -> None:
