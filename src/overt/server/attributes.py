@@ -112,7 +112,7 @@ def drop_privileges(tree: Tree, node: Node) -> None:
     gone = mode & stat.S_ISUID | (mode & stat.S_ISGID if mode & stat.S_IXGRP else 0)
     if gone:
         _chmod(tree, node, stat.S_IMODE(mode & ~gone))
-    if node.bare:
+    if node.xattrs is not None and _CAPABILITY not in node.xattrs:
         return
     try:
         os.removexattr(tree.path(node), _CAPABILITY, follow_symlinks=node.anchor >= 0)
@@ -142,18 +142,25 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     """GETXATTR; overlayfs's own are not there."""
     _refuse_private(mount, request.name)
     node = mount.tree.node(request.nodeid)
-    if node.bare and request.name == _CAPABILITY:  # asked at the first write and at a chown of every new file
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    # File capabilities are asked for at the first write and at a chown of every file, ACLs and labels by `ls -l`: most
+    # files have none, and one list answers for all.
+    if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
+        return mount.session.error(request.unique, errno.ENODATA)
     value = os.getxattr(mount.tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, value)
+
+
+def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
+    names = map(os.fsencode, os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0))
+    prefix = mount.tree.prefix
+    node.xattrs = frozenset(name for name in names if not name.startswith(prefix))
+    return node.xattrs
 
 
 def listxattr(mount: Mount, request: Request) -> Reply:
     """LISTXATTR."""
     node = mount.tree.node(request.nodeid)
-    names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
-    shown = [name for name in map(os.fsencode, names) if not name.startswith(mount.tree.prefix)]
-    return _sized(mount, request, b"".join(name + b"\0" for name in shown))
+    return _sized(mount, request, b"".join(name + b"\0" for name in sorted(_listed(mount, node))))
 
 
 def setxattr(mount: Mount, request: Request) -> Reply:
@@ -163,7 +170,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     tree = mount.tree
     node = tree.node(request.nodeid)
     copy_up(tree, node)
-    node.bare = False
+    node.xattrs = None
     os.setxattr(tree.path(node), request.name, request.payload, request.arg[1], follow_symlinks=node.anchor >= 0)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode

@@ -47,6 +47,8 @@ Reply = bytes | memoryview | None
 # The kernel does these itself, in front of us; a descriptor that had them would do them twice.
 _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
 _SYNC = os.O_SYNC | os.O_DSYNC
+_PILE = 32
+"""how many released files may wait to be closed"""
 _SETID = stat.S_ISUID | stat.S_ISGID
 _buffer = memoryview(bytearray(1 << 20))
 
@@ -54,12 +56,13 @@ _buffer = memoryview(bytearray(1 << 20))
 class Backing:
     """A file registered for passthrough, used by so many open files."""
 
-    __slots__ = ("id", "layer", "users")
+    __slots__ = ("closed", "id", "layer", "users")
 
     def __init__(self, number: int, layer: int) -> None:
         self.id = number
         self.layer = layer
         self.users = 0
+        self.closed = False
 
 
 def open_(mount: Mount, request: Request) -> Reply:
@@ -125,7 +128,6 @@ def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd:
     flags = request.arg[0]
     handle = _opened(mount, node, fd, flags, writes=flags & os.O_ACCMODE != os.O_RDONLY)
     node.lookups += 1
-    node.bare = True
     valid = UNTIL_ASKED if node.mappers else FOREVER
     attr = mount.attr(node, st)
     return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(handle))
@@ -210,12 +212,23 @@ def release(mount: Mount, request: Request) -> Reply:
             if os.fstat(handle.fd).st_mtime_ns != node.written:
                 mount.send(notify.inval_inode(node.id, -1, 0))
         backing.users -= 1
-        if not backing.users:
-            if node.backing is backing:
-                node.backing = None
-            unregister(mount.fd, backing.id)
-    os.close(handle.fd)
+    mount.released.append(handle)
+    if len(mount.released) > _PILE:
+        tidy(mount)
     return mount.session.empty(request.unique)
+
+
+def tidy(mount: Mount) -> None:
+    """Close what was released: when no request waits, or the pile is high. An open that comes first uses it again."""
+    while mount.released:
+        handle = mount.released.pop()
+        backing = handle.backing
+        if backing is not None and not backing.users and not backing.closed:
+            backing.closed = True
+            if handle.node.backing is backing:
+                handle.node.backing = None
+            unregister(mount.fd, backing.id)
+        os.close(handle.fd)
 
 
 # Data that passes through the server

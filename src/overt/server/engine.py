@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from overt.server.data import tidy
 from overt.server.events import Events
 from overt.server.handlers import TABLE
 from overt.server.mount import MAX_WRITE, Mount
@@ -100,11 +101,14 @@ class Engine:
         into = [buffer]
         readv, handle, trim = os.readv, mount.handle, self.cache.trim
         inflight = mount.session.inflight  # not empty: workers are busy, and need the processor more than we do
+        released = mount.released
         looks = 0
         while True:
             try:
                 size = readv(fd, into)
             except BlockingIOError:
+                if released:
+                    tidy(mount)
                 looks += 1
                 if looks > _LOOKS or not alone or inflight or self._posted:
                     return

@@ -86,6 +86,8 @@ class Mount:
         self.session = Session(wanted, MAX_WRITE, lambda line: events.say("refused", mount=target, why=line))
         self.passthrough = False
         self.handles: dict[int, Handle] = {}
+        self.released: list[Handle] = []
+        """files that nobody has open any more and that are still to be closed"""
         self.lost: list[str] = []
         """files that somebody was told of by fsync"""
         self.hidden = 0
@@ -269,7 +271,7 @@ class Mount:
         with self._idle:
             self._idle.wait_for(lambda: not self._busy)
             self._closed = True
-        for handle in self.handles.values():
+        for handle in [*self.handles.values(), *self.released]:
             if handle.fd >= 0:
                 os.close(handle.fd)
         self.handles.clear()

@@ -17,9 +17,30 @@ class Node:
     """A file of the merged tree. `layer` is where its attributes and data are; a directory has several `layers`."""
 
     __slots__ = (
-        "anchor", "backing", "bare", "children", "dropped", "fds", "handles", "id", "ino", "key", "layer", "layers",
-        "links", "listing", "lookups", "mappers", "misses", "mode", "name", "parent", "readers", "refused", "stale",
+        "anchor",
+        "backing",
+        "children",
+        "dropped",
+        "fds",
+        "handles",
+        "id",
+        "ino",
+        "key",
+        "layer",
+        "layers",
+        "links",
+        "listing",
+        "lookups",
+        "mappers",
+        "misses",
+        "mode",
+        "name",
+        "parent",
+        "readers",
+        "refused",
+        "stale",
         "written",
+        "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, layers: tuple[int, ...], mode: int, ino: int):
@@ -56,8 +77,8 @@ class Node:
         """what FUSE passthrough reads and writes, while some open file uses it"""
         self.mappers = 0
         """open files that may write without the kernel knowing what that does to the attributes"""
-        self.bare = False
-        """whether it was made here and has no file capabilities since"""
+        self.xattrs: frozenset[bytes] | None = None
+        """names of xattrs, if they were listed: what is not among them is not there"""
         self.written = 0
         """the mtime, in nanoseconds, that the kernel was last given"""
 
