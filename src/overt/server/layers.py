@@ -16,6 +16,7 @@ from overt.host.files import RENAME_WHITEOUT, RESOLVE_BENEATH, RESOLVE_NO_SYMLIN
 from overt.overlay import marks
 from overt.overlay.options import Options
 from overt.tree.layer import UPPER, Layer, xattr_path
+from overt.upper import probes
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -56,8 +57,6 @@ def open_layers(options: Options) -> Layers:
         if options.upper is not None and options.work is not None:
             result = _open_upper(options.upper, options.work, prefix)
             prepare_work(result.work, options.work)
-            if options.volatile:
-                mark_volatile(result.work)
         for index, path in enumerate(options.lower, UPPER + 1):
             try:
                 result.layers.append(Layer(index, _clone_lower(path), prefix))
@@ -65,6 +64,8 @@ def open_layers(options: Options) -> Layers:
                 raise Refusal(f"lowerdir {path}: {error.strerror}") from None
         return result
     except (Refusal, OSError):
+        if result.work >= 0:
+            remove_work(result.work)
         result.close()
         raise
 
@@ -196,6 +197,15 @@ def prepare_work(base: int, name: str) -> None:
         raise Refusal(f"workdir {name}: {error.strerror}") from None
 
 
+def remove_work(base: int) -> None:
+    """Take away the `work` that was made for a mount that came to nothing; one that is not empty was there before."""
+    try:
+        os.rmdir(b"work", dir_fd=base)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+
+
 def remove_tree(directory: int, name: str) -> None:
     """Remove what a dead mount left in the work directory."""
     if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
@@ -215,9 +225,30 @@ def _names(base: int, path: bytes) -> list[str]:
         os.close(fd)
 
 
-def mark_volatile(base: int) -> None:
-    """Leave the mark that refuses the next mount: nobody knows what of this upper is on the disk."""
-    os.makedirs(b"/proc/self/fd/%d/work/incompat/volatile" % base, 0o700, exist_ok=True)
+def mark_volatile(inner: int) -> None:
+    """Leave the mark that refuses the next mount: nobody knows what of this upper is on the disk.
+
+    `inner` is the `work` in the work directory. To be called when nothing else can refuse the mount.
+    """
+    os.makedirs(b"/proc/self/fd/%d/incompat/volatile" % inner, 0o700, exist_ok=True)
+
+
+def refuse_unseen(inner: int, upper: str) -> None:
+    """unseen=refuse: raise `Refusal` while the upper has an error that nobody has seen.
+
+    That is what the kernel does with its volatile mounts, so it is asked by one; nothing is flushed or taken away.
+    """
+    try:
+        os.close(probes.mount(inner, volatile=True))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise Refusal(
+                f"upperdir {upper}: unseen=refuse needs an upper that kernel overlayfs accepts ({error})"
+            ) from None
+        raise Refusal(
+            f"upperdir {upper}: its filesystem has an error that nobody has been told of (unseen=refuse): look after it, "
+            "`sync -f` there reports it once, and mount again"
+        ) from None
 
 
 def prove(work: int, upper: str, prefix: bytes) -> None:

@@ -15,7 +15,7 @@ from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
-from overt.server.layers import Refusal, open_layers, prove
+from overt.server.layers import Refusal, mark_volatile, open_layers, prove, refuse_unseen, remove_work
 from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
@@ -83,8 +83,8 @@ class Service:
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
+        inner = -1
         try:
-            inner = -1
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
@@ -93,11 +93,17 @@ class Service:
                 if upper.s_dev not in self._proven:
                     prove(inner, options.upper, layers.layers[0].prefix)
                     self._proven.add(upper.s_dev)
+                if options.unseen == "refuse":
+                    refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
             connection = connect(options)
+            if options.volatile:
+                mark_volatile(inner)
         except BaseException:
             if upper is not None and account is not None:
                 upper.detach(account)
+            if inner >= 0:
+                remove_work(layers.held[-1])
             layers.close()
             raise
         tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
@@ -175,7 +181,7 @@ class Service:
             return pool
 
     def _limits(self, mount: Mount) -> list[str]:
-        """What this kernel does not let this mount promise."""
+        """What this kernel does not let this mount promise, and what happened to the upper before it."""
         lines = []
         if not mount.tells_syncfs:
             lines.append("syncfs(2) does not reach this mount: it tells only of errors that are already known")
@@ -185,6 +191,12 @@ class Service:
             lines.append(mount.upper.refused)
         if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":
             lines.append("this upper's errors can only be seen by flushing it: a volatile mount does not see them")
+        if mount.account is not None and mount.account.mounted_at:
+            before = mount.account.ledger.errors[mount.account.mounted_at - 1]
+            lines.append(
+                f"the upper had recorded {mount.account.mounted_at} error(s) before this mount, the last of them "
+                f"{os.strerror(before.errno)}: on record (overt status), and not told to it"
+            )
         return lines
 
     # Ending
