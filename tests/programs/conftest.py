@@ -34,7 +34,7 @@ def layers(ext4: Path, tmp_path: Path) -> Iterator[Ground]:
 
 @pytest.fixture(params=["", "nopassthrough"], ids=["passthrough", "nopassthrough"])
 def data_path(request: pytest.FixtureRequest) -> str:
-    """The mount option for how data flows."""
+    """The mount option for how data flows (MOSTLY_PASSTHROUGH: without passthrough in the long tests only)."""
     return str(request.param)
 
 

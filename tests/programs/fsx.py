@@ -1,12 +1,12 @@
 """Random operations on one file, each checked against a model in memory.
 
-    fsx.py FILE MODEL --seed N --operations N [--turns] [--reader-first]
+    fsx.py FILE MODEL --seed N --operations N [--turns] [--reader-first] [--o-sync]
 
 Writes, reads, shared mappings, direct I/O, holes, zeroed ranges, truncation, copies within the file, seeks to data and
 holes, in random order and through several open files at once, which come and go. MODEL holds what FILE has to hold, at
 most MOST bytes, with FILE's size in front; it is made if it is empty. With --turns several processes work on one FILE
 and MODEL: each operation is made under a lock on MODEL, so that what one has done every other one has to see. With
---reader-first the first open file is one for reading only.
+--reader-first the first open file is one for reading only; with --o-sync some of those for writing have O_SYNC.
 
 Prints one line. Exit status 1 and the last operations at the first difference. (After the idea of Apple's fsx.)
 """
@@ -39,8 +39,8 @@ class Different(Exception):
 class Handle:
     """An open file, and a mapping made through it as long as the file may become."""
 
-    def __init__(self, path: str, *, direct: bool, writable: bool) -> None:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_DIRECT if direct else 0)
+    def __init__(self, path: str, *, direct: bool, writable: bool, sync: bool = False) -> None:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_DIRECT if direct else 0) | (os.O_SYNC if sync else 0)
         self.fd = os.open(path, flags)
         self.direct = direct
         self.writable = writable
@@ -63,9 +63,10 @@ class Handle:
 
 
 class Exerciser:
-    def __init__(self, path: str, model: str, seed: int, *, reader_first: bool) -> None:
+    def __init__(self, path: str, model: str, seed: int, *, reader_first: bool, o_sync: bool) -> None:
         self.path = path
         self.random = random.Random(seed)
+        self.o_sync = o_sync
         self.done: deque[str] = deque(maxlen=30)
         self.count: dict[str, int] = {}
         self.model_fd = os.open(model, os.O_RDWR | os.O_CREAT, 0o644)
@@ -81,7 +82,7 @@ class Exerciser:
         kinds = [(False, True), (True, True), (False, False)]
         if reader_first:
             kinds.reverse()
-        self.handles = [Handle(path, direct=direct, writable=writable) for direct, writable in kinds]
+        self.handles = [self.open(direct=direct, writable=writable) for direct, writable in kinds]
         self.verbs: list[Callable[[], str]] = [
             self.write, self.write, self.read, self.read, self.map_write, self.map_write, self.map_read, self.map_read,
             self.direct_write, self.direct_read, self.truncate, self.punch, self.zero, self.allocate, self.copy,
@@ -110,6 +111,10 @@ class Exerciser:
         SIZE.pack_into(self.model, 0, size)
 
     # Choices
+
+    def open(self, *, direct: bool, writable: bool) -> Handle:
+        sync = self.o_sync and writable and self.random.random() < 0.5
+        return Handle(self.path, direct=direct, writable=writable, sync=sync)
 
     def pick(self, *, direct: bool = False, writable: bool = True) -> Handle:
         fit = [each for each in self.handles if each.direct == direct and (each.writable or not writable)]
@@ -290,9 +295,9 @@ class Exerciser:
         old = self.handles[index]
         if self.random.random() < 0.5:
             old.close()
-            self.handles[index] = Handle(self.path, direct=old.direct, writable=old.writable)
+            self.handles[index] = self.open(direct=old.direct, writable=old.writable)
         else:
-            self.handles[index] = Handle(self.path, direct=old.direct, writable=old.writable)
+            self.handles[index] = self.open(direct=old.direct, writable=old.writable)
             old.close()
         return f"reopen {index}"
 
@@ -313,8 +318,11 @@ def main() -> int:
     parser.add_argument("--operations", type=int, required=True)
     parser.add_argument("--turns", action="store_true")
     parser.add_argument("--reader-first", action="store_true")
+    parser.add_argument("--o-sync", action="store_true")
     arguments = parser.parse_args()
-    exerciser = Exerciser(arguments.file, arguments.model, arguments.seed, reader_first=arguments.reader_first)
+    exerciser = Exerciser(
+        arguments.file, arguments.model, arguments.seed, reader_first=arguments.reader_first, o_sync=arguments.o_sync
+    )
     try:
         for _ in range(arguments.operations):
             with turn(exerciser.model_fd) if arguments.turns else contextlib.nullcontext():

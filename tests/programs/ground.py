@@ -18,11 +18,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from overt.host import mounts
 from overt.lab.filesystems import FILESYSTEMS, program
 from overt.server.client import Client, Started, start
 
 NOBODY = 65534
+MOSTLY_PASSTHROUGH = pytest.mark.parametrize(
+    "data_path",
+    [pytest.param("", id="passthrough"), pytest.param("nopassthrough", id="nopassthrough", marks=pytest.mark.long)],
+    indirect=True,
+)
 _WITHOUT_SYNC = [sys.executable, "-I", "-S", str(Path(__file__).with_name("without_sync.py"))]
 _UNEXPECTED = ("internal error", "reply refused by the kernel", "refused", "cursor not set", "file lost")
 _TAIL = 4000  # characters of a failed command's output that are shown

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .ground import Failed, Ground, Overlay, kill_group, prefix, run
+from .ground import Failed, Ground, Overlay, ground, image, kill_group, prefix, run
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -53,6 +53,28 @@ def together(commands: list[list[str]], output: Path, timeout: float = 90) -> li
 def test_twenty_thousand_operations_leave_what_the_model_says(overlay: Overlay, tmp_path: Path, seed: int) -> None:
     (overlay.path / "file").touch()
     run(*FSX, overlay.path / "file", tmp_path / "model", "--seed", str(seed), "--operations", "20000", timeout=100)
+
+
+@pytest.mark.parametrize("options", ["volatile", "volatile,nopassthrough"])
+def test_a_volatile_mount_where_synchronous_writes_go_another_way_is_no_different(
+    layers: Ground, tmp_path: Path, options: str
+) -> None:
+    overlay = layers.overlay(options=options)
+    (overlay.path / "file").touch()
+    words = ["--seed", "4", "--operations", "5000", "--o-sync"]
+    run(*FSX, overlay.path / "file", tmp_path / "model", *words, timeout=60)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("filesystem", ["xfs", "btrfs"])
+def test_other_filesystems_as_the_upper_do_as_well(tmp_path: Path, filesystem: str, data_path: str) -> None:
+    with image(filesystem, 1 << 30) as path:
+        (path / "layers").mkdir()
+        with ground(path / "layers", tmp_path / "server.log") as layers:
+            overlay = layers.overlay(options=data_path)
+            (overlay.path / "file").touch()
+            words = ["--seed", "5", "--operations", "10000"]
+            run(*FSX, overlay.path / "file", tmp_path / "model", *words, timeout=100)
 
 
 def test_a_lower_file_that_is_open_and_mapped_is_copied_up_and_goes_on(

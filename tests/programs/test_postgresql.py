@@ -15,7 +15,7 @@ import pytest
 from overt.lab import Disk
 
 from .cluster import Cluster, cluster
-from .ground import Failed, Ground, Overlay, ground
+from .ground import MOSTLY_PASSTHROUGH, Failed, Ground, Overlay, ground
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -30,6 +30,7 @@ def consistent(database: Cluster) -> bool:
     return len({database.sql(query) for query in sums}) == 1
 
 
+@MOSTLY_PASSTHROUGH
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.long)])
 def test_pgbench_runs_and_what_it_committed_survives_a_crash(overlay: Overlay, seconds: int) -> None:
     with cluster(overlay.path / "pg") as database:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .ground import Overlay, run
+from .ground import MOSTLY_PASSTHROUGH, Overlay, run
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -19,6 +19,7 @@ WHEEL = {
 }
 
 
+@MOSTLY_PASSTHROUGH
 def test_a_virtual_environment_is_made_and_used(overlay: Overlay, tmp_path: Path) -> None:
     wheel = tmp_path / "greeting-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
