@@ -246,8 +246,8 @@ def refuse_unseen(inner: int, upper: str) -> None:
                 f"upperdir {upper}: unseen=refuse needs an upper that kernel overlayfs accepts ({error})"
             ) from None
         raise Refusal(
-            f"upperdir {upper}: its filesystem has an error that nobody has been told of (unseen=refuse): look after it, "
-            "`sync -f` there reports it once, and mount again"
+            f"upperdir {upper}: its filesystem has an error that nobody has been told of (unseen=refuse): look after "
+            "it, `sync -f` there reports it once, and mount again"
         ) from None
 
 
