@@ -80,8 +80,10 @@ def _mount(fuse: int, kind: str, source: str, options: Options) -> int:
         ("allow_other", None),
         ("default_permissions", None),
     ]
-    if options.read_only:
+    if options.upper is None:
         settings.append(("ro", None))
+    # With an upper only this mount of it is read-only: a read-only superblock would never be asked to sync, and could not
+    # be told of an error.
     attributes = (
         (mounts.MOUNT_ATTR_RDONLY if options.read_only else 0)
         | (mounts.MOUNT_ATTR_NOSUID if options.no_suid else 0)
