@@ -12,6 +12,8 @@ OPAQUE_YES = b"y"
 OPAQUE_WITH_XATTR_WHITEOUTS = b"x"
 """The directory hides nothing, but regular empty files in it may be whiteouts (OVL_XATTR_XWHITEOUT since 6.7)."""
 
+_ESCAPE = b"overlay."
+
 MUST_COPY = (b"system.posix_acl_access", b"system.posix_acl_default", b"security.")
 
 
@@ -28,3 +30,20 @@ def may_be_xattr_whiteout(mode: int, size: int) -> bool:
 def must_copy(xattr: bytes) -> bool:
     """Whether a copy-up has to fail when the upper cannot take this xattr (ovl_must_copy_xattr)."""
     return xattr.startswith(MUST_COPY)
+
+
+def stored(prefix: bytes, xattr: bytes) -> bytes:
+    """The name that a layer has for what users of the mount call `xattr`.
+
+    One of theirs that looks like a mark is escaped, so that an overlay can carry another one's layers
+    (OVL_XATTR_ESCAPE_PREFIX since 6.7).
+    """
+    return prefix + _ESCAPE + xattr[len(prefix) :] if xattr.startswith(prefix) else xattr
+
+
+def shown(prefix: bytes, xattr: bytes) -> bytes | None:
+    """What users of the mount call a layer's `xattr`; None for a mark."""
+    if not xattr.startswith(prefix):
+        return xattr
+    escaped = prefix + _ESCAPE
+    return prefix + xattr[len(escaped) :] if xattr.startswith(escaped) else None

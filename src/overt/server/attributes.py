@@ -8,9 +8,11 @@ from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
+from overt.overlay import marks
 from overt.server import identity
 from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
 from overt.tree.copyup import copy_up
+from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
 from overt.wire import fuse
@@ -124,11 +126,6 @@ def drop_privileges(tree: Tree, node: Node) -> None:
 # xattrs
 
 
-def _refuse_private(mount: Mount, name: bytes) -> None:
-    if name.startswith(mount.tree.prefix):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-
 def _sized(mount: Mount, request: Request, value: bytes) -> Reply:
     size = request.arg[0]
     if not size:
@@ -140,38 +137,39 @@ def _sized(mount: Mount, request: Request, value: bytes) -> Reply:
 
 def getxattr(mount: Mount, request: Request) -> Reply:
     """GETXATTR; overlayfs's own are not there."""
-    _refuse_private(mount, request.name)
     node = mount.tree.node(request.nodeid)
     # File capabilities are asked for at the first write and at a chown of every file, ACLs and labels by `ls -l`: most
     # files have none, and one list answers for all.
     if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
         return mount.session.error(request.unique, errno.ENODATA)
-    value = os.getxattr(mount.tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
-    return _sized(mount, request, value)
+    name = marks.stored(mount.tree.prefix, request.name)
+    return _sized(mount, request, os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0))
 
 
 def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
-    names = map(os.fsencode, os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0))
     prefix = mount.tree.prefix
-    node.xattrs = frozenset(name for name in names if not name.startswith(prefix))
+    names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
+    shown = (marks.shown(prefix, os.fsencode(name)) for name in names)
+    node.xattrs = frozenset(name for name in shown if name is not None)
     return node.xattrs
 
 
 def listxattr(mount: Mount, request: Request) -> Reply:
-    """LISTXATTR."""
+    """LISTXATTR; trusted ones are shown to root alone (xattr(7))."""
     node = mount.tree.node(request.nodeid)
-    return _sized(mount, request, b"".join(name + b"\0" for name in sorted(_listed(mount, node))))
+    names = sorted(name for name in _listed(mount, node) if not (request.uid and name.startswith(b"trusted.")))
+    return _sized(mount, request, b"".join(name + b"\0" for name in names))
 
 
 def setxattr(mount: Mount, request: Request) -> Reply:
     """SETXATTR."""
-    _refuse_private(mount, request.name)
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
     copy_up(tree, node)
     node.xattrs = None
-    os.setxattr(tree.path(node), request.name, request.payload, request.arg[1], follow_symlinks=node.anchor >= 0)
+    name, flags = marks.stored(tree.prefix, request.name), request.arg[1]
+    os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode
         if mode & stat.S_ISGID:
@@ -182,14 +180,15 @@ def setxattr(mount: Mount, request: Request) -> Reply:
 
 def removexattr(mount: Mount, request: Request) -> Reply:
     """REMOVEXATTR."""
-    _refuse_private(mount, request.name)
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    if node.layer != 0:  # that there is no such xattr is no reason to copy the file up
-        os.getxattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    name = marks.stored(tree.prefix, request.name)
+    if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
+        os.getxattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
     copy_up(tree, node)
-    os.removexattr(tree.path(node), request.name, follow_symlinks=node.anchor >= 0)
+    node.xattrs = None
+    os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
     tree.touched(node)
     return mount.session.empty(request.unique)
 

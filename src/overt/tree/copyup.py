@@ -183,7 +183,7 @@ def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
     follow = {"follow_symlinks": False} if isinstance(source, bytes) else {}
     for text in names:
         name = os.fsencode(text)
-        if name.startswith(tree.prefix):
+        if marks.shown(tree.prefix, name) is None:
             continue
         try:
             os.setxattr(copy, name, os.getxattr(source, name, **follow), **follow)
