@@ -82,8 +82,8 @@ def _mount(fuse: int, kind: str, source: str, options: Options) -> int:
     ]
     if options.upper is None:
         settings.append(("ro", None))
-    # With an upper only this mount of it is read-only: a read-only superblock would never be asked to sync, and could not
-    # be told of an error.
+    # With an upper only this mount of it is read-only: a read-only superblock is never asked to sync, and could not be
+    # told of an error.
     attributes = (
         (mounts.MOUNT_ATTR_RDONLY if options.read_only else 0)
         | (mounts.MOUNT_ATTR_NOSUID if options.no_suid else 0)

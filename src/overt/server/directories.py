@@ -77,10 +77,10 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
         return mount.session.directory(request.unique, buffer)
     for after, entry in _listing(mount, node).after(cookie - _DOTS):
         name = entry.name
-        try:
-            child, st = tree.lookup(node, name)
-        except FileNotFoundError:
-            continue
+        found = tree.find(node, name)
+        if found is None:
+            continue  # a layer was changed behind our back
+        child, st = found
         valid = UNTIL_ASKED if child.mappers else FOREVER
         if not buffer.add_plus(child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name):
             tree.unused(child)

@@ -17,13 +17,12 @@ def lookup(mount: Mount, request: Request) -> Reply:
     if name == b"." or name == b"..":
         node = parent if name == b"." else parent.parent or parent
         return mount.entry(request, node, mount.tree.stat(node))
-    try:
-        node, st = mount.tree.lookup(parent, name)
-    except FileNotFoundError:
-        return mount.session.negative(request.unique, FOREVER)
-    finally:
+    found = mount.tree.find(parent, name)
+    if parent.misses:
         reading.index_if_busy(mount.tree, parent)
-    return mount.entry(request, node, st)
+    if found is None:
+        return mount.session.negative(request.unique, FOREVER)
+    return mount.entry(request, *found)
 
 
 def forget(mount: Mount, request: Request) -> Reply:

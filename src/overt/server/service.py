@@ -183,7 +183,7 @@ class Service:
     def _limits(self, mount: Mount) -> list[str]:
         """What this kernel does not let this mount promise, and what happened to the upper before it."""
         lines = []
-        if not mount.tells_syncfs:
+        if not mount.tells_syncfs and mount.upper is not None:
             lines.append("syncfs(2) does not reach this mount: it tells only of errors that are already known")
         if mount.options.passthrough and not mount.passthrough:
             lines.append("no passthrough: data is copied through the server")

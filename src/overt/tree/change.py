@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from overt.overlay import marks
-from overt.overlay.listing import DT_UNKNOWN, Entry
+from overt.overlay.listing import DT_UNKNOWN, Entry, Listing
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
@@ -128,20 +128,24 @@ def _set_opaque(tree: Tree, directory: int, name: bytes) -> None:
 
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
     node = tree.enter(parent, name, (UPPER,), st)
-    _list(parent, name, node)
+    _list(tree, parent, name, node)
     return node, st
 
 
-def _list(parent: Node, name: bytes, node: Node | None) -> None:
+def _list(tree: Tree, parent: Node, name: bytes, node: Node | None) -> None:
     """Keep a directory's listing up to date."""
     listing = parent.listing
-    if listing is not None:
-        if node is None:
-            listing.discard(name)
-            if listing.gaps > len(listing) + 64 and not parent.readers:
-                parent.listing = None  # nobody holds a cookie of it: it is made anew when it is needed
-        else:
-            listing.add(Entry(node.ino, node.mode >> 12 if node.mode else DT_UNKNOWN, name, UPPER))
+    if listing is None:
+        return
+    before = len(listing)
+    if node is None:
+        listing.discard(name)
+    else:
+        listing.add(Entry(node.ino, node.mode >> 12 if node.mode else DT_UNKNOWN, name, UPPER))
+    tree.kept.changed(parent, len(listing) - before)
+    if listing.gaps > len(listing) + 64 and not parent.readers:
+        tree.kept.forget(parent)
+        parent.listing = None  # nobody holds a cookie of it: it is made anew when it is needed
 
 
 def create(tree: Tree, parent: Node, name: bytes, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:
@@ -167,7 +171,10 @@ def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.s
 def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.stat_result]:
     """mkdir(2)."""
     _make(tree, parent, name, lambda directory, as_name: os.mkdir(as_name, mode, dir_fd=directory), directory=True)
-    return _look(tree, parent, name)
+    made = _look(tree, parent, name)
+    made[0].listing = Listing([])  # so that nobody asks the layer whether the first names in it are there
+    tree.kept.keep(made[0])
+    return made
 
 
 def mknod(tree: Tree, parent: Node, name: bytes, mode: int, rdev: int) -> tuple[Node, os.stat_result]:
@@ -203,7 +210,7 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
 
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
-    _list(parent, name, node)
+    _list(tree, parent, name, node)
     return os.stat(name, dir_fd=upper, follow_symlinks=False)
 
 
@@ -233,7 +240,7 @@ def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
             os.close(anchor)
         raise
     tree.unname(node, parent, name, anchor)
-    _list(parent, name, None)
+    _list(tree, parent, name, None)
     return node
 
 
@@ -270,7 +277,7 @@ def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
     node.dropped = True
     node.layers = node.layers[:1]
     tree.unname(node, parent, name, anchor)
-    _list(parent, name, None)
+    _list(tree, parent, name, None)
     return node
 
 
@@ -359,8 +366,8 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
             target.layers = target.layers[:1]
         tree.unname(target, new_parent, new_name, anchor)
     tree.move_name(node, parent, name, new_parent, new_name)
-    _list(parent, name, None)
-    _list(new_parent, new_name, node)
+    _list(tree, parent, name, None)
+    _list(tree, new_parent, new_name, node)
 
 
 def _move(
@@ -397,5 +404,5 @@ def _exchange_names(tree: Tree, node: Node, here: tuple[Node, bytes], target: No
         here[0].children = {}
     here[0].children[here[1]] = target
     children[there[1]] = node
-    _list(*here, target)
-    _list(*there, node)
+    _list(tree, *here, target)
+    _list(tree, *there, node)

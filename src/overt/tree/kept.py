@@ -14,27 +14,40 @@ _MOST = 200_000
 class Kept:
     """The kept listings of one tree; the oldest go when there are too many entries."""
 
-    __slots__ = ("_entries", "_sizes")
+    __slots__ = ("_entries", "_nodes")
 
     def __init__(self) -> None:
-        self._sizes: dict[Node, int] = {}
+        self._nodes: dict[Node, None] = {}
         self._entries = 0
 
     def keep(self, node: Node) -> None:
         """Keep a directory's listing, or let it go if it is too large."""
         self.forget(node)
-        size = len(node.listing) if node.listing is not None else 0
-        if not size or size > _LARGEST or node.dropped:
+        if node.listing is None:
+            return
+        if len(node.listing) > _LARGEST or node.dropped:
             node.listing = None
             return
-        self._sizes[node] = size
-        self._entries += size
+        self._nodes[node] = None
+        self._entries += len(node.listing)
+        self._make_room()
+
+    def changed(self, node: Node, by: int) -> None:
+        """A kept listing has `by` more entries."""
+        if node in self._nodes:
+            self._entries += by
+            if by > 0:
+                self._make_room()
+
+    def forget(self, node: Node) -> None:
+        """The node is gone, or its listing is about to be."""
+        if node in self._nodes:
+            del self._nodes[node]
+            self._entries -= len(node.listing)
+
+    def _make_room(self) -> None:
         while self._entries > _MOST:
-            oldest = next(iter(self._sizes))
+            oldest = next(iter(self._nodes))
             self.forget(oldest)
             if not oldest.readers:
                 oldest.listing = None
-
-    def forget(self, node: Node) -> None:
-        """The node is gone, or its listing is."""
-        self._entries -= self._sizes.pop(node, 0)

@@ -223,6 +223,13 @@ class Tree:
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """The node that `name` is in directory `parent`, and its attributes; FileNotFoundError without one."""
+        found = self.find(parent, name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return found
+
+    def find(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result] | None:
+        """The node that `name` is in directory `parent`, and its attributes; None without one."""
         children = parent.children
         if children is not None:
             child = children.get(name)
@@ -239,11 +246,9 @@ class Tree:
             parent.misses += len(parent.layers) > 1
             return self._discover(parent, name, UPPER)
         entry = listing.get(name)
-        if entry is None:
-            raise FileNotFoundError(errno.ENOENT, "listed, and not there")
-        return self._discover(parent, name, entry.layer)
+        return None if entry is None else self._discover(parent, name, entry.layer)
 
-    def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result]:
+    def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result] | None:
         found: list[int] = []
         top = second = None
         remaining = len(parent.layers)
@@ -272,7 +277,7 @@ class Tree:
             if remaining and self.layers[layer].opaque_mark(directory, name) == marks.OPAQUE_YES:
                 break
         if top is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return None
         return self.enter(parent, name, tuple(found), top, second), top
 
     def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
