@@ -84,9 +84,12 @@ def _write(mount: Mount, through: int, code: int) -> None:
 
 
 def _is_ours(mount: Mount, fd: int) -> int:
-    if os.fstat(fd).st_dev != mount.device:
+    try:
+        if os.fstat(fd).st_dev != mount.device:
+            raise OSError(errno.EXDEV, "the descriptor is not of this mount")
+    except OSError:  # an upper that has shut down does not even say what its files are
         os.close(fd)
-        raise OSError(errno.EXDEV, "the descriptor is not of this mount")
+        raise
     return fd
 
 
