@@ -23,6 +23,7 @@ def init(mount: Mount, request: Request) -> bytes | None:
 
 def destroy(mount: Mount, request: Request) -> bytes:
     """DESTROY: the last request, of fuseblk only."""
+    mount.destroyed = True
     return mount.session.empty(request.unique)
 
 

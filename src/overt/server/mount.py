@@ -107,6 +107,8 @@ class Mount:
         self._waiting: dict[object, list[Request]] = {}
         self._busy = 0
         self._closed = False
+        self.destroyed = False
+        """whether the kernel has said that it is done with this mount"""
         self._idle = threading.Condition()
 
     # Requests

@@ -26,6 +26,8 @@ from overt.upper import Upper, Uppers
 
 _START = 10.0
 """seconds for the kernel to begin to talk"""
+_LAST_SERVED, _PLAIN = 10.0, 0.2
+"""seconds for an unmounted mount to be closed: when the kernel has said goodbye (DESTROY), and where it never does"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
 
@@ -45,6 +47,7 @@ class Service:
         self._delivers: dict[str, bool] = {}
         self._grants: dict[int, bool] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self.empty = threading.Event()
         """set when the last mount has gone"""
 
@@ -210,10 +213,20 @@ class Service:
         return self._unmount(found[-1])
 
     def _unmount(self, mount: Mount) -> dict[str, Any]:
-        record = self.record(mount)
-        mounts.umount(mount.target)
+        if not mount.begin():
+            return {"mount": mount.target, "verdict": "gone"}
+        try:
+            flush = self._flush(mount)
+            mounts.umount(mount.target)
+            record = self._record(mount, flush)  # only now: the unmounting has flushed once more
+        finally:
+            mount.end()
         registry.remove(mount.device)
         self.events.say("unmounted", **record)
+        # Who mounts the same directories again should not find them in use. Another namespace may still have the mount.
+        patience = _LAST_SERVED if mount.destroyed else 0.0 if mount.kind == "fuseblk" else _PLAIN
+        with self._changed:
+            self._changed.wait_for(lambda: mount not in self.mounts, patience)
         return record
 
     def record(self, mount: Mount) -> dict[str, Any]:
@@ -221,36 +234,40 @@ class Service:
         if not mount.begin():
             return {"mount": mount.target, "verdict": "gone"}
         try:
-            return self._record(mount)
+            return self._record(mount, self._flush(mount))
         finally:
             mount.end()
 
-    def _record(self, mount: Mount) -> dict[str, Any]:
-        verdict: dict[str, Any] = {"mount": mount.target, "volatile": mount.volatile, "flushed": False}
+    def _flush(self, mount: Mount) -> OSError | None:
+        """Flush an ordinary mount's upper, or look at a volatile one's; return why that failed."""
+        if mount.upper is None:
+            return None
+        if mount.volatile:
+            mount.upper.check()
+            return None
         failed: list[OSError | None] = []
-        if mount.upper is not None and mount.account is not None:
-            if mount.volatile:
-                mount.upper.check()
-            else:
-                done = threading.Event()
+        done = threading.Event()
 
-                def flushed(error: OSError | None) -> None:
-                    failed.append(error)
-                    done.set()
+        def flushed(error: OSError | None) -> None:
+            failed.append(error)
+            done.set()
 
-                mount.upper.flush(flushed)
-                done.wait()
-                verdict["flushed"] = failed[0] is None
+        mount.upper.flush(flushed)
+        done.wait()
+        return failed[0]
+
+    def _record(self, mount: Mount, flush: OSError | None) -> dict[str, Any]:
         errors = mount.account.errors() if mount.account is not None else []
         lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount, errors)))
-        verdict["errors"] = len(errors)
+        record: dict[str, Any] = {
+            "mount": mount.target,
+            "volatile": mount.volatile,
+            "flushed": mount.upper is not None and not mount.volatile and flush is None,
+            "errors": len(errors),
+        }
         if lost:
-            verdict |= {"verdict": "lost", "files": lost}
-        elif errors or failed not in ([], [None]):
-            verdict["verdict"] = "may be lost"
-        else:
-            verdict["verdict"] = "no error recorded"
-        return verdict
+            return record | {"verdict": "lost", "files": lost}
+        return record | {"verdict": "may be lost" if errors or flush else "no error recorded"}
 
     def _lost_by_inode(self, mount: Mount, errors: list[UpperError]) -> list[str]:
         """Files of this mount that the tracepoint saw fail."""
@@ -296,6 +313,7 @@ class Service:
         self.events.say("gone", mount=mount.target)
         with self._lock:
             self.mounts.remove(mount)
+            self._changed.notify_all()
             if not self.mounts:
                 self.empty.set()
 
