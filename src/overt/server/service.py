@@ -335,6 +335,12 @@ class Service:
         with self._lock:
             live = list(self.mounts)
         uppers = {mount.upper.s_dev: mount.upper for mount in live if mount.upper is not None}
+        for mount in live:  # an error that nobody has asked about is known from here on
+            if mount.upper is not None and mount.begin():
+                try:
+                    mount.upper.check()
+                finally:
+                    mount.end()
         return {
             "pid": os.getpid(),
             "mounts": [_mount_status(mount) for mount in live],
