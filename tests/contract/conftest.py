@@ -1,0 +1,99 @@
+"""Servers are started once for each set of switches, and shared by the tests that want them; disks are each test's own."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from overt.host import mounts
+
+from .scene import Scene, Server, open_scene
+
+UPPERS = ("ext4", "xfs", "btrfs")
+
+
+class Servers:
+    """The servers of this session, by what is switched off in them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.running: dict[str, Server] = {}
+        self._count = 0
+
+    def get(self, off: str = "") -> Server:
+        server = self.running.get(off)
+        if server is None or not server.alive:
+            server = self.running[off] = self.start(off)
+        return server
+
+    def start(self, off: str = "") -> Server:
+        """A server that nobody else uses."""
+        self._count += 1
+        return Server(self.directory / f"server-{self._count}", off)
+
+    def close(self) -> None:
+        statuses = {server.off: server.stop() for server in self.running.values()}
+        assert not any(statuses.values()), statuses
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[None]:
+    """A registry of the session's own: commands in these tests see no other server, and nobody sees ours."""
+    place = Path("/run/overt")
+    place.mkdir(exist_ok=True, mode=0o700)
+    fd = mounts.new_mount("tmpfs", [])
+    mounts.attach(fd, str(place))
+    try:
+        yield
+    finally:
+        mounts.umount(str(place), mounts.MNT_DETACH)
+
+
+@pytest.fixture(scope="session")
+def servers(registry: None) -> Iterator[Servers]:
+    directory = Path(tempfile.mkdtemp(prefix="overt-contract-"))
+    servers = Servers(directory)
+    try:
+        yield servers
+        servers.close()
+    finally:
+        for server in servers.running.values():
+            server.kill()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(params=UPPERS)
+def filesystem(request: pytest.FixtureRequest) -> str:
+    """The kinds of upper."""
+    return str(request.param)
+
+
+@pytest.fixture
+def stage(servers: Servers) -> Iterator[Callable[..., Scene]]:
+    """Make a scene: `stage("ext4", off="telling")`. No server may have met an exception that is not an OSError."""
+    used: list[Server] = []
+    with ExitStack() as stack:
+
+        def make(filesystem: str, off: str = "", **disk: object) -> Scene:
+            server = servers.get(off)
+            used.append(server)
+            return stack.enter_context(open_scene(filesystem, server, **disk))
+
+        yield make
+    for server in used:
+        if server.alive:
+            assert not server.client.status()["events"].get("internal error"), server.log.read_text()[-4000:]
+
+
+@pytest.fixture
+def scene(stage: Callable[..., Scene], filesystem: str) -> Scene:
+    """A scene on each kind of upper."""
+    return stage(filesystem)
+
+
+@pytest.fixture
+def ext4(stage: Callable[..., Scene]) -> Scene:
+    return stage("ext4")

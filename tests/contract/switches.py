@@ -1,0 +1,277 @@
+"""Mechanisms of the server, switched off one by one: a test that still passes without one does not test it.
+
+This module is imported by a server that a test starts, before the server's own modules bind what is replaced here.
+"""
+# ruff: noqa: ANN001, ANN201, ANN202
+
+import errno
+import os
+
+
+def turn_off(names: str) -> None:
+    """Switch off what `names` (comma-separated) says."""
+    for name in filter(None, names.split(",")):
+        _SWITCHES[name]()
+
+
+def telling() -> None:
+    """The superblock's cursor is never set: SYNCFS is answered after the flush, and that is all."""
+    from overt.server import syncing
+
+    syncing.poison = lambda mount, code, call: None
+
+
+def holding() -> None:
+    """The cursor is set when the caller has its answer already."""
+    from overt.server import syncing
+
+    def settle(mount, request, call, error):
+        mount.send(mount.session.empty(request.unique))
+        owed = mount.account.owed()
+        try:
+            if owed is not None:
+                syncing.poison(mount, owed.errno, call)
+                mount.account.propagated(owed)
+        finally:
+            mount.end()
+
+    syncing._settle = settle
+
+
+def cursor() -> None:
+    """No cursor is set; the answer to SYNCFS carries the error, whoever asked."""
+    from overt.server import caller, syncing
+
+    syncing.poison = _cannot
+    caller.Call.is_sync = property(lambda call: False)
+    real = syncing._settle
+
+    def settle(mount, request, call, error):
+        owed = mount.account.owed()
+        real(mount, request, call, error or (owed and OSError(owed.errno, "owed")))
+        if owed is not None:
+            mount.account.propagated(owed)
+
+    syncing._settle = settle
+
+
+def _cannot(*_, **__):
+    raise OSError(errno.EPERM, "switched off")
+
+
+def own_cursors() -> None:
+    """All overlays of an upper share one cursor: what one was told, the others are not."""
+    from overt.ledger import Account
+
+    real = Account.propagated
+
+    def propagated(self, error):
+        for account in self.ledger.accounts:
+            real(account, error)
+
+    Account.propagated = propagated
+
+
+def baseline() -> None:
+    """An overlay counts from the beginning, not from its mount."""
+    from overt.ledger import Ledger
+
+    real = Ledger.open_account
+
+    def open_account(self, name, *, volatile=False):
+        account = real(self, name, volatile=volatile)
+        account.mounted_at = account.reached = 0
+        return account
+
+    Ledger.open_account = open_account
+
+
+def own_descriptors() -> None:
+    """fsync goes through one descriptor for all who have the file open."""
+    from overt.server import syncing
+
+    real = syncing._flush
+
+    def flush(mount, request, handle):
+        handles = handle.node.handles or {handle}
+        return real(mount, request, min(handles, key=lambda handle: handle.fh))
+
+    syncing._flush = flush
+
+
+class _Os:
+    """The os module as one module sees it, with some of its functions replaced."""
+
+    def __init__(self, **replaced):
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+
+def reopening() -> None:
+    """Files that are open when they are copied up stay as they were opened."""
+    from overt.tree import copyup
+
+    copyup.os = _Os(dup2=lambda *_, **__: None)
+
+
+def directory_fsync() -> None:
+    """FSYNCDIR is answered with 0."""
+    from overt.server import syncing
+
+    syncing.fsyncdir = lambda mount, request: mount.session.empty(request.unique)
+
+
+def flushing() -> None:
+    """SYNCFS does not flush the upper."""
+    from overt.upper.eyes import Eyes, Flushed
+
+    Eyes.flush = lambda self: Flushed(None, 0)
+
+
+def coalescing() -> None:
+    """Each SYNCFS has a flush of its own."""
+    from overt.upper.flusher import Flusher
+
+    def ask(self, done):
+        done(self._flush())
+
+    Flusher.ask = ask
+
+
+def quiet_sync() -> None:
+    """sync(2) is served as syncfs(2) is: flush, and answer."""
+    from overt.server import caller
+
+    caller.Call.is_sync = property(lambda call: False)
+
+
+def volatile_check() -> None:
+    """A volatile mount answers 0 without having looked."""
+    from overt.server import syncing
+
+    syncing._volatile = lambda mount, request: mount.session.empty(request.unique)
+
+
+def volatile_quiet() -> None:
+    """A volatile mount flushes as an ordinary one does."""
+    from overt.server import syncing
+
+    def volatile(mount, request):
+        def work():
+            if request.arg and request.arg[0] in mount.handles:
+                os.fsync(mount.handles[request.arg[0]].fd)
+            return mount.session.empty(request.unique)
+
+        mount.submit(request, work)
+
+    syncing._volatile = volatile
+
+
+def volatile_open() -> None:
+    """O_SYNC is passed on to the backing file of a volatile mount."""
+    from overt.server import data
+
+    data._SYNC = 0
+
+
+def eyes() -> None:
+    """The upper is seen by a cursor only, which robs the host."""
+    from overt.upper import probes
+
+    probes.mount = _cannot
+    tracing()
+
+
+def eyes_but_tracing() -> None:
+    """Kernel overlayfs does not take the upper; there is the tracepoint, and a cursor to flush with."""
+    from overt.upper import probes
+
+    probes.mount = _cannot
+
+
+def tracing() -> None:
+    """There is no tracefs."""
+    from overt.upper import upper
+
+    upper.Trace = _cannot
+
+
+def work_check() -> None:
+    """What a volatile mount left dirty is mounted again."""
+    from overt.server import layers
+
+    layers._names = lambda base, path: []
+
+
+def copy_flush() -> None:
+    """A copy-up is not flushed before it gets its name."""
+    from overt.tree import copyup
+
+    real = copyup._copy
+    copyup._copy = lambda source, st, length, work, *, flush: real(source, st, length, work, flush=False)
+
+
+def hidden_copy() -> None:
+    """A copy-up is made in sight, under its final name."""
+    from overt.tree import copyup
+
+    real = copyup._copy_up_one
+
+    def copy_up_one(tree, node, limit):
+        directory, name = tree.at(node)
+        st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        source = tree.open(node, os.O_RDONLY)
+        target = os.open(name, os.O_CREAT | os.O_RDWR, dir_fd=tree.dir_fd(node.parent, 0))
+        copyup._copy_data(source, target, st.st_size)
+        os.close(source)
+        os.close(target)
+        real(tree, node, limit)
+
+    copyup._copy_up_one = copy_up_one
+
+
+def fuseblk() -> None:
+    """There is no loop device, so the mount is a plain fuse one, to which this kernel does not send SYNCFS."""
+    from overt.server import connect
+
+    connect._mount_block = _cannot
+
+
+def callers_descriptor() -> None:
+    """The cursor is not set through the caller's descriptor."""
+    from overt.server import poison
+
+    poison._callers = _cannot
+
+
+def own_place() -> None:
+    """The cursor is not set through the place where the server mounted."""
+    from overt.server import poison
+
+    poison._ours = _cannot
+
+
+def unlocking() -> None:
+    """The cursor is not set through a clone of a read-only mount."""
+    from overt.server import poison
+
+    poison._unlocked = _cannot
+
+
+def patience() -> None:
+    """The watchdog is an impatient one: a parameter here, not a switch."""
+    from overt.server import watchdog
+
+    watchdog.Watchdog.__init__.__kwdefaults__.update(period=0.3, patience=1.0)
+
+
+_SWITCHES = {
+    function.__name__: function
+    for function in (
+        telling, holding, cursor, own_cursors, baseline, own_descriptors, reopening, directory_fsync, flushing,
+        coalescing, quiet_sync, volatile_check, volatile_quiet, volatile_open, eyes, eyes_but_tracing, tracing, work_check, copy_flush,
+        hidden_copy, fuseblk, callers_descriptor, own_place, unlocking, patience,
+    )
+}  # fmt: skip

@@ -1,0 +1,113 @@
+"""Rule 10: unmounting is a place where an error can surface, and `overt umount` says what is known."""
+
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+
+from .scene import EIO, Overlay, Scene, run_overt
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+Stage = Callable[..., Scene]
+
+
+def umount(overlay: Overlay, *options: str) -> tuple[int, str]:
+    """Run the command; (exit status, what it printed)."""
+    done = run_overt("umount", *options, str(overlay.target))
+    assert done.stderr == ""
+    overlay.scene.overlays.remove(overlay)
+    assert not os.path.ismount(overlay.target)
+    return done.returncode, done.stdout.strip()
+
+
+def test_it_flushes_and_says_that_no_error_was_recorded(scene: Scene) -> None:
+    overlay = scene.overlay()
+    scene.close(overlay.write("file"))
+    assert umount(overlay) == (0, "no error recorded")
+    assert scene.disk.marker in scene.disk.snapshot(durable=True)
+
+
+def test_an_error_that_appears_only_when_it_flushes_is_told(scene: Scene) -> None:
+    """U24: nobody asked before; the pages were still in memory."""
+    overlay = scene.overlay()
+    scene.close(overlay.write("victim"))
+    scene.disk.fail("data")
+    status, words = umount(overlay)
+    scene.disk.heal()
+    assert status == 3
+    assert words == "lost: /victim"
+
+
+def test_files_that_are_known_to_be_lost_are_named(scene: Scene) -> None:
+    overlay, bystander = scene.overlay(), scene.overlay()
+    os.mkdir(overlay.target / "directory")
+    scene.close(overlay.lose("directory/victim"))
+    assert umount(overlay) == (3, "lost: /directory/victim")
+    assert umount(bystander) == (3, "may be lost")
+
+
+def test_a_file_whose_fsync_was_told_is_named_without_the_tracepoint_too(stage: Stage) -> None:
+    scene = stage("ext4", off="tracing")
+    overlay = scene.overlay()
+    fd = overlay.lose()
+    assert overlay.new_fsync("victim") == EIO
+    scene.close(fd)
+    assert umount(overlay) == (3, "lost: /victim")
+    overlay = scene.overlay()
+    scene.close(overlay.lose())
+    assert umount(overlay) == (3, "may be lost")
+
+
+def test_an_error_from_before_the_mount_is_none_of_its(scene: Scene) -> None:
+    before = scene.overlay()
+    scene.close(before.lose())
+    after = scene.overlay()
+    assert umount(after) == (0, "no error recorded")
+
+
+def test_a_volatile_mount_says_whether_there_was_an_error_and_that_nothing_was_flushed(scene: Scene) -> None:
+    good, bad = scene.overlay(volatile=True), scene.overlay(volatile=True)
+    assert umount(good) == (0, "no error recorded (volatile: nothing was flushed)")
+    scene.close(bad.lose())
+    status, words = umount(bad)
+    assert status == 3
+    assert words.endswith("(volatile: nothing was flushed)")
+
+
+def test_the_record_is_also_json_and_an_event(ext4: Scene) -> None:
+    overlay = ext4.overlay()
+    ext4.close(overlay.lose())
+    status, text = umount(overlay, "--json")
+    record = json.loads(text)
+    assert status == 3
+    assert record["verdict"] == "lost"
+    assert record["files"] == ["/victim"]
+    assert record["errors"] == 1
+    assert record["flushed"]
+    (event,) = [event for event in ext4.events("unmounted") if event["mount"] == str(overlay.target)]
+    assert event.items() >= record.items()
+
+
+def test_what_is_busy_stays_mounted(ext4: Scene) -> None:
+    overlay = ext4.overlay()
+    fd = overlay.open()
+    done = run_overt("umount", str(overlay.target))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [f"overt: {overlay.target}: Device or resource busy"]
+    ext4.close(fd)
+    assert umount(overlay) == (0, "no error recorded")
+
+
+def test_what_is_not_ours_is_refused_in_one_line(ext4: Scene) -> None:
+    done = run_overt("umount", str(ext4.base))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [f"overt: {ext4.base}: not an overt mount"]
+
+
+def test_unmounted_directories_can_be_mounted_again_at_once(scene: Scene) -> None:
+    overlay = scene.overlay()
+    for _ in range(3):
+        overlay.umount()
+        scene.again(overlay)

@@ -1,0 +1,77 @@
+"""Rule 9: what stands at the mount. An unseen error does not refuse it; an upper that was left dirty does."""
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+
+from overt.server.client import ServerError
+
+from .scene import EIO, Scene, told
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+Stage = Callable[..., Scene]
+
+
+def unseen(scene: Scene) -> None:
+    (scene.root / "host-file").write_bytes(scene.page)
+    scene.fail()
+
+
+def test_a_volatile_mount_goes_on_over_somebodys_unseen_error_and_says_so(scene: Scene) -> None:
+    unseen(scene)
+    overlay = scene.overlay(volatile=True)
+    assert any("1 error(s) before this mount" in line and "Input/output" in line for line in scene.notices)
+    (error,) = scene.server.upper_status()["errors"]
+    assert (error["source"], error["errno"], error["taken"]) == ("standing", EIO, False)
+    assert overlay.new_syncfs() == 0
+    overlay.lose()
+    assert [overlay.new_syncfs(), overlay.new_syncfs()] == [EIO, EIO]
+
+
+@pytest.mark.parametrize("volatile", [False, True], ids=["ordinary", "volatile"])
+def test_unseen_refuse_is_the_kernels_way(scene: Scene, volatile: bool) -> None:
+    unseen(scene)
+    overlay, options = scene.make(volatile=volatile)
+    with pytest.raises(ServerError, match="nobody has been told of"):
+        scene.server.client.mount(str(overlay.target), options + ",unseen=refuse")
+    assert not os.path.ismount(overlay.target)
+    assert os.listdir(overlay.work) == []
+    assert [scene.host_syncfs(), scene.host_syncfs()] == [EIO, 0]
+    scene.server.client.mount(str(overlay.target), options + ",unseen=refuse")
+    scene.overlays.append(overlay)
+
+
+def refuses_what_was_left_dirty(scene: Scene) -> None:
+    overlay = scene.overlay(volatile=True)
+    scene.close(overlay.write("file"))
+    overlay.umount()
+    for extra in ("", "volatile"):
+        with pytest.raises(ServerError, match=r"work/incompat/volatile.*remove .*/work/incompat"):
+            scene.again(overlay, extra)
+    assert not os.path.ismount(overlay.target)
+    os.rmdir(overlay.work / "work/incompat/volatile")
+    os.rmdir(overlay.work / "work/incompat")
+    scene.again(overlay)
+    assert (overlay.target / "file").read_bytes() == scene.page
+
+
+def test_an_upper_that_a_volatile_mount_left_is_refused_with_words(scene: Scene) -> None:
+    refuses_what_was_left_dirty(scene)
+
+
+def test_without_that_check_it_is_mounted(stage: Stage) -> None:
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        refuses_what_was_left_dirty(stage("ext4", off="work_check"))
+
+
+def test_the_kernel_refuses_it_too(ext4: Scene) -> None:
+    """The mark is the kernel's own (it explains itself in its log only)."""
+    overlay = ext4.overlay(volatile=True)
+    overlay.umount()
+    assert told(ext4.kernel_overlay, overlay) == errno.EINVAL
+    os.rmdir(overlay.work / "work/incompat/volatile")
+    os.rmdir(overlay.work / "work/incompat")
+    assert told(ext4.kernel_overlay, overlay) == 0
