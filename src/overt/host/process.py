@@ -47,28 +47,6 @@ def keep_capabilities(names: set[str]) -> None:
     syscall("capset", _CAP_HEADER, _CAP_DATA.pack(low, low, 0, high, high, 0))
 
 
-class CapabilitySwitch:
-    """Turns one capability of the calling thread off and on again; it stays permitted."""
-
-    def __init__(self, name: str) -> None:
-        """To be made by the thread that uses it, after capabilities were given up for good (capget(2))."""
-        data = bytearray(_CAP_DATA.size)
-        syscall("capget", _CAP_HEADER, (ctypes.c_char * len(data)).from_buffer(data))
-        words = list(_CAP_DATA.unpack(data))
-        self._on = bytes(data)
-        number = CAPABILITIES.index(name)
-        words[3 if number >= 32 else 0] &= ~(1 << number % 32)
-        self._off = _CAP_DATA.pack(*words)
-
-    def off(self) -> None:
-        """Do without it from here on (capset(2))."""
-        check(libc.capset(_CAP_HEADER, self._off))
-
-    def on(self) -> None:
-        """Have it again."""
-        check(libc.capset(_CAP_HEADER, self._on))
-
-
 def keep_capabilities_across_setfsuid() -> None:
     """Let setfsuid change who owns new files and whose quota pays, and nothing else (SECBIT_NO_SETUID_FIXUP)."""
     check(libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))

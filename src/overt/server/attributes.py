@@ -55,12 +55,13 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     valid, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, uid, gid = request.arg[:13]
     tree = mount.tree
     node = tree.node(request.nodeid)
-    if valid & _CHANGES:
-        identity.become_root()
-        copy_up(tree, node, size if valid & fuse.FATTR_SIZE else None)
+    identity.become_root()
+    copy_up(tree, node, size if valid & fuse.FATTR_SIZE else None)
     if valid & fuse.FATTR_SIZE:
         _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
-    if valid & (fuse.FATTR_UID | fuse.FATTR_GID):
+    # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel
+    # leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities (chown_common).
+    if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
         owner = uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1
         if node.anchor >= 0:
             os.chown(tree.path(node), *owner)

@@ -12,10 +12,8 @@ which is then done here; for writing there is no way but ESTALE.
 The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
 There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
 
-The credential at registration counts. Ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold. It has no
-CAP_FSETID either: a write takes the setuid bit away, whoever writes, which is right for all but root. So a file that
-has such bits when it is opened for writing is written through the server, which is told who writes
-(FUSE_WRITE_KILL_SUIDGID).
+The credential at registration counts: ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold. It leaves
+setuid bits: a write that has to take them away announces itself by an empty SETATTR (server/attributes.py).
 
 The kernel does not know the times that a mapping's writes leave: attributes of a file that is open for reading and
 writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if they are not
@@ -28,7 +26,6 @@ descriptor of its own here in both cases: it is what makes each be told of an er
 import errno
 import fcntl
 import os
-import stat
 
 from overt.fuse import notify
 from overt.fuse.request import Request
@@ -49,7 +46,6 @@ _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | o
 _SYNC = os.O_SYNC | os.O_DSYNC
 _PILE = 32
 """how many released files may wait to be closed"""
-_SETID = stat.S_ISUID | stat.S_ISGID
 _buffer = memoryview(bytearray(1 << 20))
 
 
@@ -146,7 +142,7 @@ def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, belo
     if backing is not None:
         backing.users += 1
         handle.backing = backing
-        handle.direct = below is not None or _through_us(mount, node, flags, writes=writes)
+        handle.direct = below is not None or (mount.volatile and bool(flags & _SYNC))
         handle.maps = flags & os.O_ACCMODE == os.O_RDWR
         node.mappers += handle.maps
     if node.handles is None:
@@ -156,24 +152,15 @@ def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, belo
     return handle
 
 
-def _through_us(mount: Mount, node: Node, flags: int, *, writes: bool) -> bool:
-    """Whether reads and writes of an open file have to come here although it has a backing."""
-    return (mount.volatile and bool(flags & _SYNC)) or (writes and bool(node.mode & _SETID))
-
-
 def _register(mount: Mount, node: Node, fd: int) -> Backing | None:
     """Register a file; None where the kernel does not grant it (a layer that is stacked itself, say)."""
     identity.become_root()
-    keeper = identity.setid_keeper()
-    keeper.off()
     try:
         return Backing(register(mount.fd, fd), node.layer)
     except OSError as error:
         mount.passthrough = False  # all or none: an inode cannot be opened both ways at once
         mount.events.say("no passthrough", mount=mount.target, why=str(error))
         return None
-    finally:
-        keeper.on()
 
 
 def register(fuse_fd: int, fd: int) -> int:
@@ -289,7 +276,8 @@ def fallocate(mount: Mount, request: Request) -> Reply:
     """FALLOCATE."""
     fh, offset, length, mode = request.arg[:4]
     fd = mount.open_handle(fh).fd
-    drop_privileges(mount.tree, mount.open_handle(fh).node)
+    if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
+        drop_privileges(mount.tree, mount.open_handle(fh).node)
 
     def work() -> bytes:
         host_fallocate(fd, mode, offset, length)
@@ -303,7 +291,8 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
     """COPY_FILE_RANGE: by the layers' filesystem, which may share the blocks."""
     fh_in, offset_in, _, fh_out, offset_out, length = request.arg[:6]
     source, target = mount.open_handle(fh_in).fd, mount.open_handle(fh_out).fd
-    drop_privileges(mount.tree, mount.open_handle(fh_out).node)
+    if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
+        drop_privileges(mount.tree, mount.open_handle(fh_out).node)
 
     def work() -> bytes:
         copied = os.copy_file_range(source, target, min(length, 1 << 30), offset_in, offset_out)

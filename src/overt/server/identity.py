@@ -7,9 +7,8 @@ Capabilities stay (SECBIT_NO_SETUID_FIXUP): what the caller may do was decided b
 """
 
 import os
-from functools import cache
 
-from overt.host.process import CapabilitySwitch, set_filesystem_ids
+from overt.host.process import set_filesystem_ids
 
 _uid = _gid = 0
 _umask = -1
@@ -32,9 +31,3 @@ def become_root() -> None:
     if _uid or _gid:
         set_filesystem_ids(0, 0)
         _uid = _gid = 0
-
-
-@cache
-def setid_keeper() -> CapabilitySwitch:
-    """CAP_FSETID, with which a write leaves a setuid bit; for the thread that handles requests."""
-    return CapabilitySwitch("fsetid")

@@ -242,7 +242,6 @@ class Mount:
     def attr(self, node: Node, st: os.stat_result) -> bytes:
         """A node's packed attributes; merged directories have one link, as in overlayfs."""
         node.written = st.st_mtime_ns
-        node.mode = st.st_mode
         if node.dropped:
             return attr_of(st, node.ino, 0)
         return attr_of(st, node.ino, 1 if len(node.layers) > 1 else None)

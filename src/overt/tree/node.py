@@ -50,7 +50,6 @@ class Node:
         self.layers = layers
         self.layer = layers[0] if layers else -1
         self.mode = mode
-        """as it was last told to the kernel"""
         self.ino = ino
         self.lookups = 0
         self.anchor = -1
