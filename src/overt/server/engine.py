@@ -17,10 +17,15 @@ from overt.server.data import tidy
 from overt.server.events import Events
 from overt.server.handlers import TABLE
 from overt.server.mount import MAX_WRITE, Mount
+from overt.server.poison import serve_hidden
 from overt.tree.layer import DescriptorCache
 
 _LOOKS = 40
 """how often to look for the next request before sleeping, about a microsecond each"""
+_QUIET = 10
+"""after how many of them what can wait is done"""
+_OFTEN = 0xFF
+"""a mask: how many requests may be served before descriptors over the limit are closed"""
 _BUFFER = MAX_WRITE + 8192
 
 
@@ -55,6 +60,7 @@ class Engine:
     def add(self, mount: Mount) -> None:
         """Serve a mount from now on; any thread."""
         mount.handlers = TABLE
+        mount.serve_hidden = serve_hidden
 
         def enter() -> None:
             self.mounts[mount.fd] = mount
@@ -101,16 +107,17 @@ class Engine:
         into = [buffer]
         readv, handle, trim = os.readv, mount.handle, self.cache.trim
         inflight = mount.session.inflight  # not empty: workers are busy, and need the processor more than we do
-        released = mount.released
-        looks = 0
+        looks = served = 0
         while True:
             try:
                 size = readv(fd, into)
             except BlockingIOError:
-                if released:
-                    tidy(mount)
                 looks += 1
-                if looks > _LOOKS or not alone or inflight or self._posted:
+                leaving = looks > _LOOKS or not alone or inflight or self._posted
+                if leaving or looks == _QUIET:
+                    tidy(mount)
+                    trim()
+                if leaving:
                     return
                 continue
             except OSError as error:
@@ -121,8 +128,10 @@ class Engine:
                     continue
                 raise
             handle(buffer, size)
-            trim()
             looks = 0
+            served += 1
+            if not served & _OFTEN:
+                trim()
 
     def _lose(self, mount: Mount) -> None:
         self._epoll.unregister(mount.fd)

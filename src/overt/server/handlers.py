@@ -1,9 +1,11 @@
 """Which function serves which opcode. What is not here is answered with ENOSYS, which the kernel remembers (FLUSH)."""
 
+import errno
+import os
+
 from overt.fuse.request import Refused, Request
 from overt.server import attributes, data, directories, names, syncing
 from overt.server.mount import Handler, Mount
-from overt.server.poison import serve_hidden
 from overt.wire import fuse
 
 
@@ -70,23 +72,10 @@ _SERVED: dict[int, Handler] = {
 }
 _HIGHEST = 64
 
-TABLE: list[Handler | None] = [_SERVED.get(number) for number in range(_HIGHEST)]
+
+def unserved(mount: Mount, request: Request) -> bytes | None:
+    """An opcode that is not served."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-def hidden_or(handler: Handler) -> Handler:
-    """Requests about a mount's hidden file are not about the tree."""
-
-    def serve(mount: Mount, request: Request) -> bytes | memoryview | None:
-        if request.nodeid == mount.hidden:
-            return serve_hidden(mount, request)
-        return handler(mount, request)
-
-    return serve
-
-
-# Only these can name the hidden file; the wrapper costs the others nothing.
-for _number in (
-    fuse.FUSE_LOOKUP, fuse.FUSE_GETATTR, fuse.FUSE_SETATTR, fuse.FUSE_OPEN, fuse.FUSE_READ, fuse.FUSE_WRITE,
-    fuse.FUSE_FSYNC, fuse.FUSE_RELEASE, fuse.FUSE_GETXATTR,
-):  # fmt: skip
-    TABLE[_number] = hidden_or(_SERVED[_number])
+TABLE: list[Handler] = [_SERVED.get(number, unserved) for number in range(_HIGHEST)]

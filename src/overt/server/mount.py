@@ -60,6 +60,10 @@ class Loop(Protocol):
         """Have `call` made by the thread that handles requests."""
 
 
+def _nobody(mount: "Mount", request: Request) -> bytes:
+    return mount.session.error(request.unique, errno.ESTALE)
+
+
 class Mount:
     """A live overlay. All methods but those that say otherwise are for the thread that handles requests."""
 
@@ -71,6 +75,7 @@ class Mount:
         self.target = target
         self.options = options
         self.tree = tree
+        self._changed = tree.changed
         self.upper = upper
         self.account = account
         self.loop = loop
@@ -101,7 +106,8 @@ class Mount:
         """while that is being found out"""
         self.held: list[int] = []
         """further descriptors that live as long as the mount"""
-        self.handlers: list[Handler | None] = []
+        self.handlers: list[Handler] = []
+        self.serve_hidden: Handler = _nobody
         self.ready: Callable[[str | None], None] = lambda problem: None
         self._next_fh = 1
         self._waiting: dict[object, list[Request]] = {}
@@ -125,28 +131,30 @@ class Mount:
 
     def dispatch(self, request: Request) -> None:
         """Call the handler of a request, and send what it returns."""
-        handler = self.handlers[request.opcode]
-        unique = request.unique
         try:
-            if handler is None:
-                raise OSError(errno.ENOSYS, "not served")
-            reply = handler(self, request)
+            reply = self.handlers[request.opcode](self, request)
         except OSError as error:
-            reply = self.session.error(unique, error.errno or errno.EIO)
+            if request.nodeid == self.hidden:  # no node and no open file of the tree, so every handler ends up here
+                reply = self.serve_hidden(self, request)
+            else:
+                reply = self.session.error(request.unique, error.errno or errno.EIO)
         except Later as later:
             self._wait(request, later)
             return
         except Exception:
             self.events.crash(f"{request!r} on {self.target}")
-            if unique not in self.session.inflight:
+            if request.unique not in self.session.inflight:
                 return
-            reply = self.session.error(unique, errno.EIO)
+            reply = self.session.error(request.unique, errno.EIO)
         if reply is not None:
-            self.send(reply)
-        if self.tree.changed:
-            for number in self.tree.changed:
+            try:
+                os.write(self.fd, reply)
+            except OSError as error:
+                self._unsent(error)
+        if self._changed:
+            for number in self._changed:
                 self.send(notify.inval_inode(number, -1, 0))
-            self.tree.changed.clear()
+            self._changed.clear()
 
     def send(self, message: bytes | memoryview, data: memoryview | None = None) -> None:
         """Write a reply or a notification; any thread."""
@@ -156,9 +164,12 @@ class Mount:
             else:
                 os.writev(self.fd, (message, data))
         except OSError as error:
-            # ENOENT: whoever asked was killed meanwhile, or the kernel has nothing to forget. ENODEV: unmounted.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                self.events.say("reply refused by the kernel", mount=self.target, why=str(error))
+            self._unsent(error)
+
+    def _unsent(self, error: OSError) -> None:
+        # ENOENT: whoever asked was killed meanwhile, or the kernel has nothing to forget. ENODEV: unmounted.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            self.events.say("reply refused by the kernel", mount=self.target, why=str(error))
 
     # Work that takes long
 
