@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ shared_buffers = 16MB
 max_connections = 20
 fsync = on
 data_sync_retry = off
+dynamic_shared_memory_type = mmap
 restart_after_crash = off
 checkpoint_timeout = 1h
 max_wal_size = 2GB
@@ -98,13 +99,14 @@ class Cluster:
         """Whatever it takes. Each backend leads a process group of its own; they end when the postmaster has."""
         if self.process is None:
             return
+        self.process.send_signal(signal.SIGQUIT)  # lets it remove its shared memory
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
         children = _children(self.process.pid)
         kill_group(self.process)
         for child in children:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.process = None
 
     def said(self) -> str:

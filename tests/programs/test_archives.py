@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 TAR = ["tar", "--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--numeric-owner", "-p"]
 RSYNC = ["rsync", "-aHAXS", "--numeric-ids", "--delete"]
-FILES = 1000
+FILES = 600
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 Left out, because what they exercise is not a filesystem that is mounted here:
 binderfs, bind-mount: they mount what they need themselves (and bind-mount fails on any filesystem in this namespace);
-eventfd, ioprio, procfs: no file of the mount is used.
-sync(2), which io, mknod, dentry, open and others call, does nothing here (without_sync.py).
+eventfd, ioprio, procfs: no file of the mount is used;
+io: it calls syncfs(2) on every mount of the namespace, and takes errors from those that fail for other tests.
+Not beside the others: fanotify. Events that nobody has read yet hold the removed files that they are about, on every
+filesystem, and inotify's stressor then waits in vain to be told that they are gone.
+sync(2), which mknod, dentry, open and others call, does nothing here (without_sync.py).
 """
 
 import re
@@ -14,7 +17,8 @@ from .ground import Overlay, run
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
-EXCLUDED = {"binderfs", "bind-mount", "eventfd", "ioprio", "procfs"}
+EXCLUDED = {"binderfs", "bind-mount", "eventfd", "io", "ioprio", "procfs"}
+APART = {"fanotify"}
 # The ones that write much by default: a gigabyte each.
 BOUNDED = [f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file")]
 
@@ -39,7 +43,8 @@ def stress(overlay: Overlay, names: list[str], seconds: int, patience: float, *w
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
 def test_all_stressors_at_once_find_no_error(overlay: Overlay, seconds: int) -> None:
-    stress(overlay, stressors(), seconds, seconds + 120)
+    names = [name for name in stressors() if name not in APART]
+    stress(overlay, names, seconds, seconds + 120)
 
 
 @pytest.mark.long
