@@ -5,6 +5,7 @@ fsync=auto or strict says so, and given its name in one step. Whatever fails bef
 it was and nothing in the upper; the kernel clears the work directory at the next mount, and so do we.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,6 +16,9 @@ from overt.overlay import marks
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.tree import Later, Tree
+
+Opened = list[tuple[int, int]]
+"""descriptors, and those that are to take their place"""
 
 _CHUNK = 1 << 30
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
@@ -48,27 +52,52 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     source, name = tree.at(node)
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     target = tree.dir_fd(node.parent, UPPER)
+    times = _times(target)
+    opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
         try:
-            times = _times(target)
-            os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
-            utimensat(target, b".", *times)
             done = os.fstat(copy)
+            opened = _open_again(node, copy)
+            try:
+                os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
+            except OSError:
+                _close(opened)
+                raise
         finally:
             os.close(copy)
     else:
         done = _special(tree, node, st, source, target)
-    _settle(tree, node, st, done)
+    # The copy has its name: nothing may fail from here on. The kernel does not look at what this comes to either.
+    with contextlib.suppress(OSError):
+        utimensat(target, b".", *times)
+    _settle(tree, node, st, done, opened)
 
 
-def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result) -> None:
+def _open_again(node: Node, copy: int) -> Opened:
+    """What the open files of `node` are to become: an open file of the copy for each, whose cursor begins here."""
+    opened: Opened = []
+    try:
+        for handle in node.handles or ():
+            flags = handle.flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW) | os.O_CLOEXEC
+            opened.append((handle.fd, os.open(b"/proc/self/fd/%d" % copy, flags)))
+    except OSError:
+        _close(opened)
+        raise
+    return opened
+
+
+def _close(opened: Opened) -> None:
+    for _, replacement in opened:
+        os.close(replacement)
+
+
+def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result, opened: Opened) -> None:
     tree.in_upper(node, done, hard_linked=lower.st_nlink > 1)
     tree.changed.append(node.id)
-    for handle in node.handles or ():
-        replacement = tree.open(node, handle.flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
-        os.dup2(replacement, handle.fd, inheritable=False)  # an open file counts errors from here on, and sees new data
-        os.close(replacement)
+    for fd, replacement in opened:
+        os.dup2(replacement, fd, inheritable=False)
+    _close(opened)
 
 
 def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
@@ -78,13 +107,19 @@ def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     copy = _data(tree, node, st, limit)
     try:
-        anchor = os.open(b"/proc/self/fd/%d" % copy, os.O_PATH | os.O_CLOEXEC)
+        done = os.fstat(copy)
+        opened = _open_again(node, copy)
+        try:
+            anchor = os.open(b"/proc/self/fd/%d" % copy, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            _close(opened)
+            raise
     finally:
         os.close(copy)
     os.close(node.anchor)
     node.anchor = anchor
     node.dropped = False
-    _settle(tree, node, st, os.fstat(anchor))
+    _settle(tree, node, st, done, opened)
 
 
 # Data
@@ -210,13 +245,12 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
         os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
-        times = _times(target)
+        done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)
         os.rename(temporary, name, src_dir_fd=tree.work, dst_dir_fd=target)
     except OSError:
         (os.rmdir if kind == stat.S_IFDIR else os.unlink)(temporary, dir_fd=tree.work)
         raise
-    utimensat(target, b".", *times)
-    return os.stat(name, dir_fd=target, follow_symlinks=False)
+    return done
 
 
 def _times(directory: int) -> tuple[tuple[int, int], tuple[int, int]]:
