@@ -57,12 +57,13 @@ def _listing(mount: Mount, node: Node) -> Listing:
 def readdir(mount: Mount, request: Request) -> Reply:
     """READDIR."""
     fh, cookie, size = request.arg[:3]
+    tree = mount.tree
     node = mount.open_handle(fh).node
     buffer = DirBuffer(size)
     if cookie < _DOTS and not _add_dots(buffer.add, node, cookie):
         return mount.session.directory(request.unique, buffer)
     for after, entry in _listing(mount, node).after(cookie - _DOTS):
-        if not buffer.add(entry.ino, after + _DOTS, entry.kind, entry.name):
+        if not buffer.add(tree.listed_ino(node, entry), after + _DOTS, entry.kind, entry.name):
             break
     return mount.session.directory(request.unique, buffer)
 

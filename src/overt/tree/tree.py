@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from overt.overlay import marks
+from overt.overlay.listing import Entry
 from overt.tree.kept import Kept
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
@@ -68,8 +69,8 @@ class Tree:
         indices = tuple(sorted(self.layers))
         for index in indices:
             self._devices.setdefault(self.layers[index].device, len(self._devices))
-        bottom = self.layers[indices[min(1, len(indices) - 1)]]
-        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(bottom.root)))
+        top_lower = self.layers[max(indices[0], UPPER + 1)]
+        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
         self.root.lookups = 1
         self.root.fds = {index: layer.root for index, layer in self.layers.items()}
         self.nodes[ROOT_ID] = self.root
@@ -219,6 +220,13 @@ class Tree:
             index = self._devices[st.st_dev] = len(self._devices)
         return st.st_ino if index == 0 else st.st_ino | index << 56
 
+    def listed_ino(self, directory: Node, entry: Entry) -> int:
+        """The inode number to show beside a name in a listing."""
+        child = directory.children.get(entry.name) if directory.children else None
+        if child is not None:
+            return child.ino
+        return entry.ino | self._devices[self.layers[entry.layer].device] << 56
+
     # From a name to a node
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
@@ -278,7 +286,7 @@ class Tree:
                 break
         if top is None:
             return None
-        return self.enter(parent, name, tuple(found), top, second), top
+        return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
     def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
         if marks.is_whiteout(st.st_mode, st.st_rdev):
@@ -295,8 +303,8 @@ class Tree:
     ) -> Node:
         """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
 
-        `below` is the next lower layer's directory of a merged one: it gives the inode number, which is then the same
-        before and after copy-up.
+        `below` is the lower directory that one in the upper is merged with: its inode number is shown, so that a copy-up
+        changes nothing.
         """
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
