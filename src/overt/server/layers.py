@@ -233,6 +233,14 @@ def mark_volatile(inner: int) -> None:
     os.makedirs(b"/proc/self/fd/%d/incompat/volatile" % inner, 0o700, exist_ok=True)
 
 
+def refuse_own(layers: list[Layer], options: Options, own: set[int]) -> None:
+    """Raise `Refusal` if a layer is on a mount of this server (`own`: their st_dev), which would wait for itself."""
+    upper = [f"upperdir {options.upper}"] if options.upper is not None else []
+    for layer, what in zip(layers, [*upper, *(f"lowerdir {path}" for path in options.lower)], strict=True):
+        if layer.device in own:
+            raise Refusal(f"{what} is on a mount of this same server: mount it with a server of its own")
+
+
 def refuse_unseen(inner: int, upper: str) -> None:
     """unseen=refuse: raise `Refusal` while the upper has an error that nobody has seen.
 

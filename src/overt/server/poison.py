@@ -46,21 +46,18 @@ def new_number() -> int:
 
 def poison(mount: Mount, code: int, call: Call) -> None:
     """Record errno `code` on the mount's superblock; raise OSError if no way there was found."""
-    problem = OSError(errno.ENOENT, "no descriptor of the mount")
+    problems = []
     for route in (_callers, _ours, _unlocked):
         try:
             fd = route(mount, call)
+            try:
+                _write(mount, fd, code)
+                return
+            finally:
+                os.close(fd)
         except OSError as error:
-            problem = error
-            continue
-        try:
-            _write(mount, fd, code)
-            return
-        except OSError as error:
-            problem = error
-        finally:
-            os.close(fd)
-    raise problem
+            problems.append(error.strerror or str(error))
+    raise OSError(errno.EIO, "; ".join(problems))
 
 
 def _write(mount: Mount, through: int, code: int) -> None:
@@ -106,7 +103,7 @@ def _callers(mount: Mount, call: Call) -> int:
 def _ours(mount: Mount, _: Call) -> int:
     if not mount.placed:
         raise OSError(errno.ENOENT, "the mount is in no namespace of ours")
-    return _is_ours(mount, os.open(mount.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    return _is_ours(mount, os.open(mount.target, _DIRECTORY))
 
 
 def _unlocked(mount: Mount, call: Call) -> int:

@@ -15,7 +15,7 @@ from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
-from overt.server.layers import Refusal, mark_volatile, open_layers, prove, refuse_unseen, remove_work
+from overt.server.layers import Refusal, mark_volatile, open_layers, prove, refuse_own, refuse_unseen, remove_work
 from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
@@ -86,8 +86,9 @@ class Service:
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
-        inner = -1
+        inner, base = -1, layers.work
         try:
+            refuse_own(layers.layers, options, {mount.device for mount in self.mounts})
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
@@ -105,8 +106,8 @@ class Service:
         except BaseException:
             if upper is not None and account is not None:
                 upper.detach(account)
-            if inner >= 0:
-                remove_work(layers.held[-1])
+            if base >= 0:
+                remove_work(base)
             layers.close()
             raise
         tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
