@@ -5,13 +5,15 @@ This module is imported by a server that a test starts, before the server's own 
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import errno
+import json
 import os
 
 
 def turn_off(names: str) -> None:
     """Switch off what `names` (comma-separated) says."""
-    for name in filter(None, names.split(",")):
-        _SWITCHES[name]()
+    for word in filter(None, names.split(",")):
+        name, _, argument = word.partition(":")
+        _SWITCHES[name](*filter(None, [argument]))
 
 
 def telling() -> None:
@@ -210,26 +212,48 @@ def copy_flush() -> None:
     from overt.tree import copyup
 
     real = copyup._copy
-    copyup._copy = lambda source, st, length, work, *, flush: real(source, st, length, work, flush=False)
+    copyup._copy = lambda *args, flush: real(*args, flush=False)
 
 
-def hidden_copy() -> None:
-    """A copy-up is made in sight, under its final name."""
+def faults(path: str) -> None:
+    """One system call of a copy-up fails: the file `path` says which one, counted from when it was written, and how."""
     from overt.tree import copyup
 
-    real = copyup._copy_up_one
+    state = {"mark": 0, "count": 0}
 
-    def copy_up_one(tree, node, limit):
-        directory, name = tree.at(node)
-        st = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        source = tree.open(node, os.O_RDONLY)
-        target = os.open(name, os.O_CREAT | os.O_RDWR, dir_fd=tree.dir_fd(node.parent, 0))
-        copyup._copy_data(source, target, st.st_size)
-        os.close(source)
-        os.close(target)
-        real(tree, node, limit)
+    def counted(name, call):
+        def attempt(*args, **options):
+            mark = os.stat(path).st_mtime_ns
+            with open(path) as file:
+                number, code = json.loads(file.read() or "[0, 0]")
+            if mark != state["mark"]:
+                state.update(mark=mark, count=0)
+            if not number:
+                return call(*args, **options)
+            state["count"] += 1
+            if state["count"] == number:
+                with open(path.removesuffix(".json") + ".log", "w") as log:
+                    log.write(f"{number}: {name}{args}")
+                raise OSError(code, os.strerror(code))
+            return call(*args, **options)
 
-    copyup._copy_up_one = copy_up_one
+        return attempt
+
+    class Module:
+        """`os` or `fcntl` as copyup sees it; closing does not fail."""
+
+        def __init__(self, module):
+            self.module = module
+
+        def __getattr__(self, name):
+            value = getattr(self.module, name)
+            if not callable(value) or name in ("close", "fsencode", "fsdecode", "strerror"):
+                return value
+            return counted(name, value)
+
+    copyup.os = Module(os)
+    copyup.fcntl = Module(copyup.fcntl)
+    copyup.utimensat = counted("utimensat", copyup.utimensat)
 
 
 def fuseblk() -> None:
@@ -260,6 +284,10 @@ def unlocking() -> None:
     poison._unlocked = _cannot
 
 
+def again() -> None:
+    """Nothing is switched off: one more server."""
+
+
 def patience() -> None:
     """The watchdog is an impatient one: a parameter here, not a switch."""
     from overt.server import watchdog
@@ -271,7 +299,6 @@ _SWITCHES = {
     function.__name__: function
     for function in (
         telling, holding, cursor, own_cursors, baseline, own_descriptors, reopening, directory_fsync, flushing,
-        coalescing, quiet_sync, volatile_check, volatile_quiet, volatile_open, eyes, eyes_but_tracing, tracing, work_check, copy_flush,
-        hidden_copy, fuseblk, callers_descriptor, own_place, unlocking, patience,
+        coalescing, quiet_sync, volatile_check, volatile_quiet, volatile_open, eyes, eyes_but_tracing, tracing, work_check, copy_flush, faults, fuseblk, callers_descriptor, own_place, unlocking, again, patience,
     )
 }  # fmt: skip

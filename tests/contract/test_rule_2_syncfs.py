@@ -206,6 +206,11 @@ def test_a_32_bit_program_is_told(ext4: Scene) -> None:
     told_once(container, overlay.target, "syncfs_32")
 
 
+@pytest.mark.parametrize("off", ["own_place", "unlocking"])
+def test_a_read_only_container_is_told_by_either_of_two_ways(stage: Stage, off: str) -> None:
+    read_only(stage("ext4", off=off))
+
+
 @pytest.mark.parametrize(
     ("ask", "off"),
     [(read_only, "own_place,unlocking"), (only_there, "callers_descriptor"), (only_there_and_read_only, "unlocking")],

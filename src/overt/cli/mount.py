@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import sys
 import threading
 import traceback
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from overt.cli.main import describe
 from overt.overlay.options import OptionError, Options, parse
 from overt.server.client import Client, ServerError
 
@@ -16,6 +18,9 @@ _OPTIONS_HELP = (
     "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
     "unseen=record|refuse, nopassthrough, nosuid, nodev, noexec."
 )
+
+_CLEARING_UP = 10.0
+"""seconds"""
 
 
 @click.command()
@@ -44,7 +49,7 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
         return error.status
     if foreground:
         return _serve(parsed, target, _say, foreground=True)
-    return _daemon(parsed, target)
+    return in_background(parsed, target)
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -54,21 +59,30 @@ def _say(result: dict[str, Any]) -> None:
         click.echo(f"overt: {result['target']}: {line}", err=True)
 
 
-def _daemon(options: Options, target: str) -> int:
-    """Fork the server, and wait until it has mounted or said why not."""
+def in_background(options: Options, target: str) -> int:
+    """Fork the server, and wait until it has mounted or said why not; the exit status."""
     reading, writing = os.pipe()
-    if os.fork() == 0:
+    server = os.fork()
+    if server == 0:
         status = 1
+        reported = False
         try:
             os.close(reading)
             os.setsid()
 
             def report(result: dict[str, Any]) -> None:
+                nonlocal reported
+                reported = True
                 os.write(writing, json.dumps(result).encode())
                 os.close(writing)
                 _let_go_of_terminal()
 
-            status = _serve(options, target, report, foreground=False)
+            try:
+                status = _serve(options, target, report, foreground=False)
+            except OSError as error:
+                if reported:
+                    raise
+                report({"error": describe(error), "status": 1})
         except BaseException:  # nobody above may see it: this is the child of a fork
             traceback.print_exc()
         finally:
@@ -76,12 +90,21 @@ def _daemon(options: Options, target: str) -> int:
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()
-    if not answer:
-        click.echo("overt: the server ended before it had mounted", err=True)
-        return 1
-    result = json.loads(answer)
+    result = json.loads(answer or '{"error": "the server ended before it had mounted", "status": 1}')
     _say(result)
+    if "error" in result:
+        _wait_for(server)
     return int(result.get("status", 0))
+
+
+def _wait_for(server: int) -> None:
+    """Let a server that could not mount clear up first; not for ever, a disk may hang."""
+    pidfd = os.pidfd_open(server)
+    try:
+        if select.select([pidfd], [], [], _CLEARING_UP)[0]:
+            os.waitpid(server, 0)
+    finally:
+        os.close(pidfd)
 
 
 def _let_go_of_terminal() -> None:

@@ -62,8 +62,11 @@ def split(text: str, separator: str) -> list[str]:
     return parts
 
 
-def parse(text: str) -> Options:
-    """Read ``lowerdir=A:B,upperdir=U,workdir=W[,volatile|,fsync=auto|strict|volatile][,ro]...``; raise OptionError."""
+def parse(text: str, *, sloppy: bool = False) -> Options:
+    """Read ``lowerdir=A:B,upperdir=U,workdir=W[,volatile|,fsync=auto|strict|volatile][,ro]...``; raise OptionError.
+
+    `sloppy`: pass over options that are not known, as mount(8) -s wants.
+    """
     values: dict[str, str] = {}
     flags: set[str] = set()
     for item in _items(text):
@@ -76,7 +79,7 @@ def parse(text: str) -> Options:
             values[key] = value
         elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
             flags.add(key)
-        elif equals or key not in _IGNORED:
+        elif (equals or key not in _IGNORED) and not sloppy:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
