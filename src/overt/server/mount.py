@@ -146,15 +146,15 @@ class Mount:
             if request.unique not in self.session.inflight:
                 return
             reply = self.session.error(request.unique, errno.EIO)
+        if self._changed:  # before the reply: who gets it may look at once
+            for number in self._changed:
+                self.send(notify.inval_inode(number, -1, 0))
+            self._changed.clear()
         if reply is not None:
             try:
                 os.write(self.fd, reply)
             except OSError as error:
                 self._unsent(error)
-        if self._changed:
-            for number in self._changed:
-                self.send(notify.inval_inode(number, -1, 0))
-            self._changed.clear()
 
     def send(self, message: bytes | memoryview, data: memoryview | None = None) -> None:
         """Write a reply or a notification; any thread."""

@@ -1,0 +1,76 @@
+"""overt and the kernel's overlayfs over equal layers: the same operations have the same results, and leave uppers that
+the other one mounts and shows as the same tree."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from .ground import Ground, Layers
+from .twins import Operation, Twin, build, everything, layer, operations, resolve
+
+_SETTINGS = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    max_examples=30,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+)
+_given = given(
+    lowers=st.lists(layer, min_size=1, max_size=3),
+    upper=st.one_of(st.just([]), layer),
+    doing=st.lists(operations, min_size=12, max_size=40),
+)
+
+
+def compare(ground: Ground, options: str, lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
+    """Do it on both, and look at everything."""
+    ours, theirs = (Layers(ground, lowers=len(lowers), options=options) for _ in range(2))
+    try:
+        for layers in (ours, theirs):
+            roots = [layers.upper, *layers.lowers]
+            for number, tree in reversed(list(enumerate([upper, *lowers]))):
+                build(roots[number], tree, roots[number + 1 :])
+        mine = Twin(ours.mount())
+        with theirs.kernel() as path:
+            its = Twin(path)
+            try:
+                assert everything(mine.root) == everything(its.root)
+                for operation in doing:
+                    operation = resolve(operation, its.root)
+                    assert mine.perform(operation) == its.perform(operation), operation
+                last = everything(its.root)
+                assert everything(mine.root) == last
+            finally:
+                mine.close()
+                its.close()
+        with ours.kernel() as path:
+            assert everything(path) == last
+        assert everything(theirs.mount()) == last
+        theirs.umount()
+    finally:
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"], ids=["passthrough", "nopassthrough"])
+def test_same_operations_same_tree(ground: Ground, quiet: None, options: str) -> None:
+    @_SETTINGS
+    @_given
+    def run(lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
+        compare(ground, options, lowers, upper, doing)
+
+    run()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"], ids=["passthrough", "nopassthrough", "volatile"])
+def test_same_operations_same_tree_many_times(ground: Ground, quiet: None, options: str) -> None:
+    @settings(_SETTINGS, max_examples=1500)
+    @_given
+    def run(lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
+        compare(ground, options, lowers, upper, doing)
+
+    run()

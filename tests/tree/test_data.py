@@ -1,0 +1,364 @@
+"""Data: with passthrough and without, of both layers, before and after copy-up."""
+
+import errno
+import fcntl
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overt.host.files import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+
+from .ground import Layers, as_user
+
+CONTENT = bytes(range(256)) * 100
+
+
+@pytest.fixture(params=["lower", "upper"])
+def file(request: pytest.FixtureRequest, data_layers: Layers) -> Path:
+    """A file with content, as it is seen in the overlay."""
+    (getattr(data_layers, request.param) / "file").write_bytes(CONTENT)
+    return data_layers.mount() / "file"
+
+
+def test_read_write_append_truncate(file: Path) -> None:
+    assert file.read_bytes() == CONTENT
+    with open(file, "r+b") as opened:
+        opened.seek(100)
+        opened.write(b"changed")
+    with open(file, "ab") as opened:
+        assert opened.tell() == len(CONTENT)
+        opened.write(b"end")
+    expected = CONTENT[:100] + b"changed" + CONTENT[107:] + b"end"
+    assert file.read_bytes() == expected
+    os.truncate(file, 200)
+    assert file.read_bytes() == expected[:200]
+    os.truncate(file, 5000)
+    assert file.read_bytes() == expected[:200] + bytes(4800)
+    assert os.stat(file).st_size == 5000
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_RDONLY])
+def test_o_trunc(file: Path, flags: int) -> None:
+    os.close(os.open(file, flags | os.O_TRUNC))
+    assert os.stat(file).st_size == 0
+    assert file.read_bytes() == b""
+
+
+def test_ftruncate(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        os.ftruncate(opened.fileno(), 10)
+        assert os.fstat(opened.fileno()).st_size == 10
+        opened.seek(0)
+        assert opened.read() == CONTENT[:10]
+        with pytest.raises(OSError) as raised:
+            os.ftruncate(opened.fileno(), -1)
+        assert raised.value.errno == errno.EINVAL
+
+
+def test_fallocate_and_holes(file: Path) -> None:
+    size = 1 << 20
+    with open(file, "r+b") as opened:
+        fd = opened.fileno()
+        os.posix_fallocate(fd, 0, size)
+        assert os.fstat(fd).st_size == size
+        assert os.fstat(fd).st_blocks * 512 >= size
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, size, size)
+        assert os.fstat(fd).st_size == size
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 4096)
+        assert os.pread(fd, 4096, 8192) == bytes(4096)
+        assert os.pread(fd, 10, 0) == CONTENT[:10]
+
+
+def test_seek_data_and_hole(data_layers: Layers) -> None:
+    with open(data_layers.lower / "file", "wb") as made:
+        made.truncate(1 << 20)
+        made.seek(1 << 19)
+        made.write(b"data" * 1024)
+    path = data_layers.mount() / "file"
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        fd = os.open(path, flags)
+        try:
+            if flags == os.O_RDONLY or not data_layers.options:  # without passthrough a writer's file has no holes
+                assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 19
+                assert os.lseek(fd, 1 << 19, os.SEEK_HOLE) == (1 << 19) + 4096
+            assert os.lseek(fd, 0, os.SEEK_HOLE) in (0, 1 << 20)
+            with pytest.raises(OSError) as raised:
+                os.lseek(fd, 1 << 20, os.SEEK_DATA)
+            assert raised.value.errno == errno.ENXIO
+            assert os.lseek(fd, -5, os.SEEK_END) == (1 << 20) - 5
+        finally:
+            os.close(fd)
+    assert os.stat(data_layers.upper / "file").st_blocks * 512 <= 64 << 10, "a copy-up keeps holes"
+
+
+def test_copy_file_range(file: Path) -> None:
+    target = file.with_name("target")
+    with open(file, "rb") as source, open(target, "wb") as copy:
+        assert os.copy_file_range(source.fileno(), copy.fileno(), 10_000, 100, 50) == 10_000
+    assert target.read_bytes() == bytes(50) + CONTENT[100:10_100]
+    with open(file, "r+b") as both:
+        assert os.copy_file_range(both.fileno(), both.fileno(), 100, 0, 20_000) == 100
+        assert os.pread(both.fileno(), 100, 20_000) == CONTENT[:100]
+
+
+def test_mappings(file: Path) -> None:
+    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0) as shared:
+        assert shared[:256] == CONTENT[:256]
+        shared[10:14] = b"MMAP"
+        shared.flush()
+        assert os.pread(opened.fileno(), 4, 10) == b"MMAP"
+        os.pwrite(opened.fileno(), b"WRITE", 20)
+        assert shared[20:25] == b"WRITE"
+    assert file.read_bytes()[10:14] == b"MMAP"
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as private:
+        private[0:4] = b"mine"
+        assert private[10:14] == b"MMAP"
+    assert file.read_bytes()[:4] == CONTENT[:4]
+
+
+def test_a_mapping_outlives_its_descriptor_and_its_name(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        shared = mmap.mmap(opened.fileno(), 0)
+    os.unlink(file)
+    shared[0:4] = b"gone"
+    assert shared[0:4] == b"gone"
+    shared.close()
+
+
+def test_the_time_that_a_mapping_leaves_is_seen(file: Path) -> None:
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0) as shared:
+        shared[0:1] = b"m"
+        shared.flush()
+        assert os.stat(file).st_mtime > 1_000_000_000
+    assert os.stat(file).st_mtime > 1_000_000_000
+
+
+@pytest.mark.parametrize("way", ["flock", "posix", "ofd"])
+def test_locks_hold_between_processes(file: Path, way: str) -> None:
+    program = (
+        "import fcntl, sys\nfile = open(sys.argv[1], 'r+b')\n"
+        "try: fcntl.%s(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: sys.exit(9)"
+    )
+    ask = [sys.executable, "-c", program % ("flock" if way == "flock" else "lockf"), str(file)]
+    with open(file, "r+b") as opened:
+        if way == "flock":
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        elif way == "posix":
+            fcntl.lockf(opened, fcntl.LOCK_EX)
+        else:
+            import struct
+
+            fcntl.fcntl(opened, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK
+        assert subprocess.run(ask, timeout=30).returncode == 9
+    assert subprocess.run(ask, timeout=30).returncode == 0
+
+
+def test_direct_io(file: Path) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as page:
+            page[:] = b"d" * 4096
+            assert os.pwritev(fd, [page], 4096) == 4096
+            page[:] = bytes(4096)
+            assert os.preadv(fd, [page], 4096) == 4096
+            assert page[:] == b"d" * 4096
+    finally:
+        os.close(fd)
+    assert file.read_bytes()[4096:8192] == b"d" * 4096
+
+
+def test_flags_are_obeyed(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    with pytest.raises(OSError) as raised:
+        os.write(fd, b"x")
+    assert raised.value.errno == errno.EBADF
+    os.close(fd)
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND)
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.write(fd, b"appended")
+    with pytest.raises(OSError) as raised:
+        os.read(fd, 1)
+    assert raised.value.errno == errno.EBADF
+    os.close(fd)
+    assert file.read_bytes() == CONTENT + b"appended"
+    for flags, error in ((os.O_DIRECTORY, errno.ENOTDIR), (os.O_CREAT | os.O_EXCL, errno.EEXIST)):
+        with pytest.raises(OSError) as raised:
+            os.open(file, flags | os.O_RDWR)
+        assert raised.value.errno == error
+    with pytest.raises(OSError) as raised:
+        os.open(file.parent, os.O_RDWR)
+    assert raised.value.errno == errno.EISDIR
+
+
+def test_large_files(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        os.pwrite(opened.fileno(), b"far", 5 << 40)
+        assert os.pread(opened.fileno(), 3, 5 << 40) == b"far"
+    assert os.stat(file).st_size == (5 << 40) + 3
+    os.truncate(file, 0)
+
+
+# Open while it is copied up
+
+
+def write(path: Path, data: bytes = b"NEW") -> None:
+    """By another opener."""
+    with open(path, "r+b") as opened:
+        opened.write(data)
+
+
+@pytest.fixture
+def old(data_layers: Layers) -> Path:
+    """A file that only the lower layer has."""
+    (data_layers.lower / "file").write_bytes(CONTENT)
+    return data_layers.mount() / "file"
+
+
+def test_old_descriptors_go_on_and_new_ones_see_the_new_file(old: Path) -> None:
+    fd = os.open(old, os.O_RDONLY)
+    try:
+        with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
+            write(old)
+            assert os.pread(fd, 3, 0) in (CONTENT[:3], b"NEW")
+            assert os.pread(fd, 100, 1000) == CONTENT[1000:1100]
+            assert mapped[1000:1100] == CONTENT[1000:1100]
+            assert old.read_bytes()[:3] == b"NEW"
+            assert os.fstat(fd).st_ino == os.stat(old).st_ino
+            os.fsync(fd)
+            os.fchmod(fd, 0o600)
+            assert os.stat(old).st_mode & 0o777 == 0o600
+            write(old, b"MORE")
+            assert old.read_bytes()[:4] == b"MORE"
+            with open(old, "ab") as appending:
+                appending.write(b"end")
+            assert os.fstat(fd).st_size == len(CONTENT) + 3
+    finally:
+        os.close(fd)
+    assert old.read_bytes() == b"MORE" + CONTENT[4:] + b"end"
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "write": write,
+    "truncate": lambda path: os.truncate(path, 7),
+    "create": lambda path: os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600)),
+    "create and cut": lambda path: os.close(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)),
+    "append": lambda path: open(path, "ab").close(),
+    "chmod": lambda path: os.chmod(path, 0o755),
+    "link": lambda path: os.link(path, path.with_name("second")),
+    "rename": lambda path: (os.rename(path, path.with_name("moved")), os.rename(path.with_name("moved"), path)),
+    "xattr": lambda path: os.setxattr(path, "user.x", b"1"),
+    "utime": lambda path: os.utime(path, (1, 1)),
+}
+THEN: dict[str, Callable[[Path], object]] = {
+    "read": lambda path: path.read_bytes(),
+    "write": write,
+    "create": lambda path: os.close(os.open(path, os.O_CREAT | os.O_RDWR)),
+    "cut": lambda path: os.close(os.open(path, os.O_TRUNC | os.O_WRONLY)),
+    "truncate": lambda path: os.truncate(path, 3),
+    "stat": os.stat,
+    "unlink": os.unlink,
+}
+
+
+@pytest.mark.parametrize("then", THEN)
+@pytest.mark.parametrize("way", WAYS)
+def test_no_error_whoever_copies_it_up_while_it_is_open(old: Path, way: str, then: str) -> None:
+    fd = os.open(old, os.O_RDONLY)
+    try:
+        WAYS[way](old)
+        THEN[then](old)
+        assert len(os.pread(fd, 3, 0)) == 3 or os.fstat(fd).st_size < 3
+        os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def test_running_programs_do_not_mind(data_layers: Layers) -> None:
+    data_layers.lower.joinpath("sleep").write_bytes(Path("/bin/sleep").read_bytes())
+    data_layers.lower.joinpath("sleep").chmod(0o755)
+    program = data_layers.mount() / "sleep"
+    running = subprocess.Popen([program, "100"])
+    try:
+        os.chmod(program, 0o700)  # a copy-up of a text that is executed
+        subprocess.run([program, "0"], check=True, timeout=30)
+        if data_layers.options:  # with passthrough the text that runs is the lower file, which nobody writes to
+            with pytest.raises(OSError) as raised:
+                write(program, b"\x7fELF")
+            assert raised.value.errno == errno.ETXTBSY
+        os.rename(program, program.with_name("renamed"))
+        subprocess.run([program.with_name("renamed"), "0"], check=True, timeout=30)
+        assert running.poll() is None
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    write(program.with_name("renamed"), b"\x7fELF")
+    subprocess.run([program.with_name("renamed"), "0"], check=True, timeout=30)
+
+
+def test_opened_again_without_a_name(old: Path) -> None:
+    """/proc/self/fd: there is nothing that the kernel could look up again."""
+    fd, path_fd = os.open(old, os.O_RDONLY), os.open(old, os.O_PATH)
+    try:
+        write(old)
+        for number in (fd, path_fd):
+            again = os.open(f"/proc/self/fd/{number}", os.O_RDONLY)
+            assert os.pread(again, 3, 0) == b"NEW"
+            os.close(again)
+        assert old.read_bytes()[:3] == b"NEW"
+    finally:
+        os.close(fd)
+    again = os.open(f"/proc/self/fd/{path_fd}", os.O_RDWR)  # nobody reads the lower file any more
+    os.pwrite(again, b"AGAIN", 0)
+    os.close(again)
+    os.close(path_fd)
+    assert old.read_bytes()[:5] == b"AGAIN"
+
+
+def test_opened_for_writing_through_a_path_descriptor(old: Path) -> None:
+    """What open_by_path and fd_reopen of other programs do: look once, then open what was found."""
+    path_fd = os.open(old, os.O_PATH | os.O_NOFOLLOW)
+    fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDWR | os.O_TRUNC)
+    os.write(fd, b"short")
+    os.close(fd)
+    os.close(path_fd)
+    assert old.read_bytes() == b"short"
+
+
+def test_other_names_of_a_file_see_what_was_done_by_one(data_layers: Layers) -> None:
+    """Names that the kernel knows since before the copy-up."""
+    (data_layers.lower / "one").write_bytes(CONTENT)
+    root = data_layers.mount()
+    fd = os.open(root / "one", os.O_RDONLY)
+    try:
+        os.link(root / "one", root / "two")
+        for number, name in enumerate(("one", "two", "one")):
+            write(root / name, b"n%d" % number)
+            assert {(root / other).read_bytes()[:2] for other in ("one", "two")} == {b"n%d" % number}
+            os.chmod(root / name, 0o600 + number)
+            assert {os.stat(root / other).st_mode & 7 for other in ("one", "two")} == {number}
+        os.truncate(root / "two", 5)
+        assert [os.stat(root / name).st_size for name in ("one", "two")] == [5, 5]
+        assert os.fstat(fd).st_size == 5
+        os.unlink(root / "one")
+        assert os.stat(root / "two").st_nlink == 1
+        assert os.fstat(fd).st_nlink == 1
+    finally:
+        os.close(fd)
+
+
+def test_a_writer_of_another_user_is_not_kept_out(old: Path) -> None:
+    os.chown(old.parent, 1000, 1000)
+    old.chmod(0o666)
+    fd = os.open(old, os.O_RDONLY)
+    try:
+        as_user(1000, lambda: write(old, b"theirs"))
+        assert old.read_bytes()[:6] == b"theirs"
+    finally:
+        os.close(fd)
