@@ -21,7 +21,7 @@ class Servers:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.running: dict[str, Server] = {}
-        self._count = 0
+        self._started: list[Server] = []
 
     def get(self, off: str = "") -> Server:
         server = self.running.get(off)
@@ -31,12 +31,18 @@ class Servers:
 
     def start(self, off: str = "") -> Server:
         """A server that nobody else uses."""
-        self._count += 1
-        return Server(self.directory / f"server-{self._count}", off)
+        server = Server(self.directory / f"server-{len(self._started)}", off)
+        self._started.append(server)
+        return server
 
     def close(self) -> None:
+        """End those that are shared; the others are to be ended by who started them."""
         statuses = {server.off: server.stop() for server in self.running.values()}
         assert not any(statuses.values()), statuses
+
+    def kill(self) -> None:
+        for server in self._started:
+            server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +66,7 @@ def servers(registry: None) -> Iterator[Servers]:
         yield servers
         servers.close()
     finally:
-        for server in servers.running.values():
-            server.kill()
+        servers.kill()
         shutil.rmtree(directory)
 
 

@@ -185,7 +185,7 @@ class Scene:
         self.overlays: list[Overlay] = []
         self._stack = stack
         self._fds: list[int] = []
-        self._containers: list[Container] = []
+        self.containers: list[Container] = []
         self._count = 0
         self._since = time.time()
         stack.callback(self._end)
@@ -201,7 +201,7 @@ class Scene:
     def container(self, enter: Callable[[], None] = lambda: None, *, pid_namespace: bool = False) -> Container:
         """A process apart (container.py); it ends with the test."""
         container = Container(enter, pid_namespace=pid_namespace)
-        self._containers.append(container)
+        self.containers.append(container)
         return container
 
     def make(self, *, volatile: bool = False) -> tuple[Overlay, str]:
@@ -272,7 +272,7 @@ class Scene:
         return [event for event in self.server.client.events() if event["event"] == kind and event["time"] >= self._since]
 
     def _end(self) -> None:
-        for container in self._containers:
+        for container in self.containers:
             container.close()
         for fd in self._fds:
             os.close(fd)
