@@ -34,7 +34,7 @@ def ground() -> Iterator[Ground]:
             file.truncate(6 << 30)
         point.mkdir()
         subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-N", "200000", image], check=True, timeout=60)
-        subprocess.run(["mount", "-o", "loop,discard,usrquota", image, point], check=True, timeout=60)
+        subprocess.run(["mount", "-o", "loop,discard", image, point], check=True, timeout=60)
         try:
             server = start(str(directory / "socket"), log=str(directory / "log"))
             try:

@@ -12,8 +12,9 @@ which is then done here; for writing there is no way but ESTALE.
 The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
 There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
 
-The credential at registration counts: ours has no CAP_SYS_RESOURCE, so quotas and reserved blocks hold. It leaves
-setuid bits: a write that has to take them away announces itself by an empty SETATTR (server/attributes.py).
+The credential at registration counts: that of the user who opens the file first, without CAP_SYS_RESOURCE, so quotas
+and reserved blocks hold. It leaves setuid bits: a write that has to take them away announces itself by an empty SETATTR
+(server/attributes.py).
 
 The kernel does not know the times that a mapping's writes leave: attributes of a file that is open for reading and
 writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if they are not
@@ -35,6 +36,7 @@ from overt.server.attributes import drop_privileges
 from overt.server.mount import FOREVER, UNTIL_ASKED, Handle, Mount
 from overt.tree import change
 from overt.tree.copyup import copy_up
+from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.wire import fuse
 from overt.wire.record import pack
@@ -68,7 +70,7 @@ def open_(mount: Mount, request: Request) -> Reply:
     node = tree.node(request.nodeid)
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     cut = flags & os.O_TRUNC
-    if writes or cut:
+    if (writes or cut) and node.layer != UPPER:
         identity.become_root()
         copy_up(tree, node, 0 if cut else None)
     backing = node.backing
@@ -79,7 +81,7 @@ def open_(mount: Mount, request: Request) -> Reply:
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
         drop_privileges(tree, node)
-    handle = _opened(mount, node, fd, flags, writes=writes, below=below)
+    handle = _opened(mount, request, node, fd, writes=writes, below=below)
     return mount.session.opened(request.unique, handle.fh, *_how(handle))
 
 
@@ -122,7 +124,7 @@ def tmpfile(mount: Mount, request: Request) -> Reply:
 
 def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd: int) -> Reply:
     flags = request.arg[0]
-    handle = _opened(mount, node, fd, flags, writes=flags & os.O_ACCMODE != os.O_RDONLY)
+    handle = _opened(mount, request, node, fd, writes=flags & os.O_ACCMODE != os.O_RDONLY)
     node.lookups += 1
     valid = UNTIL_ASKED if node.mappers else FOREVER
     attr = mount.attr(node, st)
@@ -134,10 +136,13 @@ def _ours(mount: Mount, flags: int) -> int:
     return flags & ~(_NOT_OURS | _SYNC if mount.volatile else _NOT_OURS)
 
 
-def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, below: Backing | None = None) -> Handle:
+def _opened(
+    mount: Mount, request: Request, node: Node, fd: int, *, writes: bool, below: Backing | None = None
+) -> Handle:
+    flags = request.arg[0]
     handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
     if node.backing is None and below is None and mount.passthrough:
-        node.backing = _register(mount, node, fd)
+        node.backing = _register(mount, request, node, fd)
     backing = below or node.backing
     if backing is not None:
         backing.users += 1
@@ -152,9 +157,9 @@ def _opened(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool, belo
     return handle
 
 
-def _register(mount: Mount, node: Node, fd: int) -> Backing | None:
+def _register(mount: Mount, request: Request, node: Node, fd: int) -> Backing | None:
     """Register a file; None where the kernel does not grant it (a layer that is stacked itself, say)."""
-    identity.become_root()
+    identity.act_as(request.uid, request.gid)
     try:
         return Backing(register(mount.fd, fd), node.layer)
     except OSError as error:
@@ -245,6 +250,7 @@ def write(mount: Mount, request: Request) -> Reply:
     handle = mount.open_handle(fh)
     if flags & fuse.FUSE_WRITE_KILL_SUIDGID:
         drop_privileges(mount.tree, handle.node)
+    identity.act_as(request.uid, request.gid)
     done = os.pwrite(handle.fd, request.payload, offset)
     while done < size:
         try:
@@ -280,7 +286,8 @@ def fallocate(mount: Mount, request: Request) -> Reply:
         drop_privileges(mount.tree, mount.open_handle(fh).node)
 
     def work() -> bytes:
-        host_fallocate(fd, mode, offset, length)
+        with identity.of_worker(request.uid, request.gid):
+            host_fallocate(fd, mode, offset, length)
         return mount.session.empty(request.unique)
 
     mount.submit(request, work)
@@ -295,7 +302,8 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
         drop_privileges(mount.tree, mount.open_handle(fh_out).node)
 
     def work() -> bytes:
-        copied = os.copy_file_range(source, target, min(length, 1 << 30), offset_in, offset_out)
+        with identity.of_worker(request.uid, request.gid):
+            copied = os.copy_file_range(source, target, min(length, 1 << 30), offset_in, offset_out)
         return mount.session.written(request.unique, copied)
 
     mount.submit(request, work)
