@@ -303,8 +303,8 @@ class Tree:
     ) -> Node:
         """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
 
-        `below` is the lower directory that one in the upper is merged with: its inode number is shown, so that a copy-up
-        changes nothing.
+        `below` is the lower directory that one in the upper is merged with: its inode number is shown, so that a
+        copy-up changes nothing.
         """
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
