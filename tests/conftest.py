@@ -44,7 +44,7 @@ def enter_private_namespaces() -> str | None:
 
 def mounts() -> set[str]:
     found = set()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         left, right = line.split(" - ", 1)
         found.add(f"mount on {left.split()[4]} ({' '.join(right.split()[:2])})")
     return found
@@ -96,7 +96,7 @@ def used_by_others(loop: str) -> bool:
         if is_ours(pid):
             continue
         try:
-            mountinfo = Path(f"/proc/{pid}/mountinfo").read_text()
+            mountinfo = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace")
             if f" {number} " in mountinfo or f" /dev/{name} " in mountinfo:
                 return True
             fds = f"/proc/{pid}/fd"
