@@ -11,6 +11,9 @@ _IGNORED = {
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
+_OFF = {"index", "redirect_dir", "metacopy", "nfs_export", "xino"}
+"""what kernel overlayfs has and we do not: asking for none of it is all right"""
+
 
 class OptionError(ValueError):
     """An option that cannot be used; the text names it and says what to do."""
@@ -79,7 +82,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
             values[key] = value
         elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
             flags.add(key)
-        elif (equals or key not in _IGNORED) and not sloppy:
+        elif item not in _IGNORED and not (key in _OFF and value == "off") and not sloppy:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
