@@ -33,6 +33,6 @@ def test_what_was_written_in_random_order_reads_back(overlay: Overlay, engine: s
 def test_overwriting_and_reading_at_once_is_verified(overlay: Overlay, engine: str) -> None:
     run(
         "fio", "--name=load", f"--directory={overlay.path}", "--size=8m", "--numjobs=2", f"--ioengine={engine}",
-        "--rw=randrw", "--bs=4k", "--time_based", "--runtime=3", "--verify=crc32c", "--verify_fatal=1",
+        "--rw=randrw", "--bs=4k", "--time_based", "--runtime=2", "--verify=crc32c", "--verify_fatal=1",
         "--fallocate=none", timeout=60,
     )  # fmt: skip
