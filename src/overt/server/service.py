@@ -80,9 +80,8 @@ class Service:
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
-            options = options._replace(
-                user_xattr=True
-            )  # as for kernel overlayfs, trusted xattrs are not to be had there
+            # As for kernel overlayfs: trusted xattrs are not to be had there.
+            options = options._replace(user_xattr=True)
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
