@@ -14,7 +14,7 @@ from typing import TypeVar
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from overt.overlay import marks
 from overt.overlay.listing import DT_UNKNOWN, Entry, Listing
-from overt.tree.copyup import copy_up
+from overt.tree.copyup import carry, copy_up
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.reading import entries, is_empty
@@ -292,17 +292,18 @@ def _remove_emptied(directory: int, name: bytes) -> None:
     os.rmdir(name, dir_fd=directory)
 
 
-def _clear(tree: Tree, upper: int, name: bytes) -> None:
+def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
     """Put an empty opaque directory in the place of one that holds only whiteouts (ovl_clear_empty)."""
     fresh = tree.temporary()
-    st = os.stat(name, dir_fd=upper, follow_symlinks=False)
-    os.mkdir(fresh, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+    os.mkdir(fresh, 0o700, dir_fd=tree.work)
     try:
+        carry(tree, upper, name, os.stat(name, dir_fd=upper, follow_symlinks=False), fresh)
         _set_opaque(tree, tree.work, fresh)
         renameat2(tree.work, fresh, upper, name, RENAME_EXCHANGE)
     except OSError:
         os.rmdir(fresh, dir_fd=tree.work)
         raise
+    tree.replaced(node)
     _remove_emptied(tree.work, fresh)
 
 
@@ -381,7 +382,7 @@ def _move(
         finally:
             os.close(fd)
         if emptied:
-            _clear(tree, *place)
+            _clear(tree, target, *place)
     elif node.is_dir and _has_whiteout(*place):
         # A directory cannot replace a whiteout; they change places, and the whiteout stays if one is needed there.
         renameat2(*source, *place, RENAME_EXCHANGE)

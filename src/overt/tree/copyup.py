@@ -227,6 +227,15 @@ def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
                 raise
 
 
+def carry(tree: Tree, directory: int, name: bytes, st: os.stat_result, temporary: bytes) -> None:
+    """Give a file in the work directory the owner, xattrs, mode and times of `name` in `directory`, which are `st`."""
+    os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
+    _copy_xattrs(tree, xattr_path(directory, name), xattr_path(tree.work, temporary))
+    if not stat.S_ISLNK(st.st_mode):
+        os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+    os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
+
+
 def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: int) -> os.stat_result:
     """Copy a directory, symlink, device, FIFO or socket through the work directory; return the copy's attributes."""
     name, temporary = node.name, tree.temporary()
@@ -238,11 +247,7 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
-        os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
-        _copy_xattrs(tree, xattr_path(source, name), xattr_path(tree.work, temporary))
-        if kind != stat.S_IFLNK:
-            os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
-        os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
+        carry(tree, source, name, st, temporary)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
         done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)

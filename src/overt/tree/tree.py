@@ -425,6 +425,13 @@ class Tree:
         new_parent.children[new_name] = node
         self._drop_if_unknown(parent)
 
+    def replaced(self, node: Node) -> None:
+        """The upper has another directory in the place of `node`'s, and nothing below it shows any more."""
+        for fd in node.fds.values():
+            os.close(fd)
+        node.fds.clear()
+        node.layers = (UPPER,)
+
     def temporary(self) -> bytes:
         """A name for use in the work directory, in overlayfs's manner."""
         self._temporary += 1
