@@ -187,10 +187,13 @@ def test_statfs_is_the_uppers(layers: Layers) -> None:
     )  # fmt: skip
 
 
-def test_names_of_255_bytes_work_and_longer_ones_are_too_long(layers: Layers) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_of_255_bytes_work_and_longer_ones_are_too_long(layers: Layers, listed: bool) -> None:
     long, longer = "n" * 255, "n" * 256
     (layers.lower / long).write_text("text")
     root = layers.mount()
+    if listed:  # what is listed is not looked for in the layers
+        os.listdir(root)
     assert (root / long).read_text() == "text"
     os.rename(root / long, root / long.upper())
     os.mkdir(root / long)

@@ -50,6 +50,7 @@ class Tree:
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
         self.layers = {layer.index: layer for layer in layers}
+        self.name_max = os.fstatvfs(next(iter(self.layers.values())).root).f_namemax
         self.prefix = next(iter(self.layers.values())).prefix
         self.work = work
         self.cache = cache
@@ -254,7 +255,11 @@ class Tree:
             parent.misses += len(parent.layers) > 1
             return self._discover(parent, name, UPPER)
         entry = listing.get(name)
-        return None if entry is None else self._discover(parent, name, entry.layer)
+        if entry is not None:
+            return self._discover(parent, name, entry.layer)
+        if len(name) > self.name_max:  # no layer was asked, which would have said so
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return None
 
     def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result] | None:
         found: list[int] = []
