@@ -6,6 +6,7 @@ killed leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def _file(device: int) -> Path:
 
 def enter(device: int, target: str) -> None:
     """Note that this process serves the mount at `target`."""
-    _file(device).write_text(f"{os.getpid()} {target}")
+    _file(device).write_bytes(b"%d %b" % (os.getpid(), os.fsencode(target)))
 
 
 def remove(device: int) -> None:
@@ -53,8 +54,8 @@ def entries() -> list[Entry]:
     for file in directory().glob("*:*"):
         with contextlib.suppress(OSError, ValueError):  # it went away while we looked
             major, minor = map(int, file.name.split(":"))
-            pid, _, target = file.read_text().partition(" ")
-            found.append(Entry(os.makedev(major, minor), int(pid), target))
+            pid, _, target = file.read_bytes().partition(b" ")
+            found.append(Entry(os.makedev(major, minor), int(pid), os.fsdecode(target)))
     return found
 
 
@@ -81,15 +82,15 @@ def clear_dead() -> list[str]:
 
 def mounted(entry: Entry) -> bool:
     """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
-    numbers = f"{os.major(entry.device)}:{os.minor(entry.device)}"
-    with open("/proc/self/mountinfo") as table:
+    numbers, place = b"%d:%d" % (os.major(entry.device), os.minor(entry.device)), os.fsencode(entry.target)
+    with open("/proc/self/mountinfo", "rb") as table:
         for line in table:
-            fields = line.split()
-            if fields[2] == numbers and unescape(fields[4]) == entry.target and ".overt" in line:
+            fields = line.split(b" ")
+            if fields[2] == numbers and _unescape(fields[4]) == place and b".overt " in line:
                 return True
     return False
 
 
-def unescape(text: str) -> str:
-    """A path as /proc/self/mountinfo writes it (octal escapes) as it is."""
-    return text.encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
+def _unescape(path: bytes) -> bytes:
+    """A path as it is, which /proc/self/mountinfo writes with octal escapes (proc(5))."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), path)
