@@ -21,14 +21,16 @@ class Control:
         self._service = service
         self._stop = stop
         self.path = path
-        path.unlink(missing_ok=True)
+        unready = path.with_name(path.name + ".unready")
+        unready.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            self._socket.bind(os.fspath(path))
+            self._socket.bind(os.fspath(unready))
         finally:
             os.umask(mask)
         self._socket.listen(16)
+        unready.rename(path)  # nobody finds a socket that does not answer yet, and takes it for a dead server's
         service.engine.watch(self._socket.fileno(), self._accept)
 
     def close(self) -> None:

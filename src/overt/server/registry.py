@@ -7,6 +7,7 @@ killed leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away
 import contextlib
 import os
 import re
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +31,18 @@ class Entry(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether its server still runs."""
-        return os.path.exists(f"/proc/{self.pid}/fd") and (directory() / f"{self.pid}.sock").exists()
+        """Whether its server still runs: whether its socket answers, for a killed process may stay as a zombie."""
+        return answers(directory() / f"{self.pid}.sock")
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on a control socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
 
 
 def _file(device: int) -> Path:
@@ -74,9 +85,9 @@ def clear_dead() -> list[str]:
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
         remove(entry.device)
-    for socket in sockets():
-        if not os.path.exists(f"/proc/{socket.stem}"):
-            socket.unlink(missing_ok=True)
+    for path in sockets():
+        if not answers(path):
+            path.unlink(missing_ok=True)
     return cleared
 
 
