@@ -6,7 +6,8 @@ eventfd, ioprio, procfs: no file of the mount is used;
 io: it calls syncfs(2) on every mount of the namespace, and takes errors from those that fail for other tests.
 Not beside the others: fanotify. Events that nobody has read yet hold the removed files that they are about, on every
 filesystem, and inotify's stressor then waits in vain to be told that they are gone.
-sync(2), which mknod, dentry, open and others call, does nothing here (without_sync.py).
+sync(2), which mknod, dentry, open and others call, does nothing here (without_sync.py), and /proc/sys is read-only:
+iomix drops the caches of the whole machine, and waits for each filesystem on it.
 """
 
 import re
@@ -31,10 +32,13 @@ def stressors() -> list[str]:
     return [name for name in found[1].split() if name not in EXCLUDED]
 
 
-def stress(overlay: Overlay, names: list[str], seconds: int, patience: float, *words: str) -> None:
+READ_ONLY = ["unshare", "--mount", "sh", "-euc", 'mount --bind -o ro /proc/sys /proc/sys; exec "$@"', "sh"]
+
+
+def stress(overlay: Overlay, names: list[str], seconds: int, patience: float) -> None:
     said = run(
-        "stress-ng", *(f"--{name}=1" for name in names), *BOUNDED, *words, f"--timeout={seconds}", "--verify",
-        "--metrics-brief", "--oomable", f"--temp-path={overlay.path}", cwd=overlay.path, timeout=patience,
+        *READ_ONLY, "stress-ng", *(f"--{name}=1" for name in names), *BOUNDED, f"--timeout={seconds}",
+        "--verify", "--metrics-brief", "--oomable", f"--temp-path={overlay.path}", cwd=overlay.path, timeout=patience,
     )  # fmt: skip
     assert not re.search(r"\b(fail|error):", said), said
     run("find", overlay.path, "-mindepth", "1", "-delete")
