@@ -15,7 +15,7 @@ _SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     max_examples=30,
     database=None,
-    phases=(Phase.generate, Phase.shrink),
+    phases=(Phase.generate,),
 )
 _given = given(
     lowers=st.lists(layer, min_size=1, max_size=3),
@@ -68,7 +68,7 @@ def test_same_operations_same_tree(ground: Ground, quiet: None, options: str) ->
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"], ids=["passthrough", "nopassthrough", "volatile"])
 def test_same_operations_same_tree_many_times(ground: Ground, quiet: None, options: str) -> None:
-    @settings(_SETTINGS, max_examples=1500)
+    @settings(_SETTINGS, max_examples=1500, phases=(Phase.generate, Phase.shrink))
     @_given
     def run(lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
         compare(ground, options, lowers, upper, doing)

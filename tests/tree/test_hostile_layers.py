@@ -3,11 +3,15 @@
 import errno
 import os
 import stat
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .ground import Layers, as_user, opaque, whiteout
+from overt.host import mounts
+
+from .ground import Layers, as_user, marks, opaque, whiteout
 
 SECRET = "not for this overlay"
 
@@ -156,3 +160,46 @@ def test_strange_marks_are_borne(layers: Layers) -> None:
     (root / "nothing").write_text("something")
     os.chmod(root / "dir" / "file", 0o600)
     assert os.listxattr(layers.upper / "dir" / "file") == []
+
+
+def kernel_upper(layers: Layers, options: str, change: Callable[[Path], object]) -> None:
+    """Have the kernel change the tree with features that overt does not have, and take it for overt's upper."""
+    words = f"{layers.words},index=off,xino=off,{options}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", words, layers.path], check=True, timeout=30)
+    try:
+        change(layers.path)
+    finally:
+        mounts.umount(layers.path)
+
+
+def test_files_copied_up_without_their_data_are_refused_not_shown_as_zeros(layers: Layers) -> None:
+    (layers.lower / "dir").mkdir()
+    (layers.lower / "dir" / "file").write_text("data" * 5000)
+    (layers.lower / "dir" / "other").write_text("text")
+    kernel_upper(layers, "metacopy=on", lambda root: os.chmod(root / "dir" / "file", 0o600))
+    assert marks(layers.upper / "dir" / "file")
+    root = layers.mount()
+    for _ in range(2):
+        with pytest.raises(PermissionError):
+            (root / "dir" / "file").read_bytes()
+        assert sorted(os.listdir(root / "dir")) == ["file", "other"]
+        assert sorted(entry.name for entry in os.scandir(root / "dir")) == ["file", "other"]
+    assert (root / "dir" / "other").read_text() == "text"
+
+
+@pytest.mark.parametrize("target", ["moved", "new/moved"])
+def test_redirected_directories_are_refused_not_shown_without_their_files(layers: Layers, target: str) -> None:
+    (layers.lower / "dir").mkdir()
+    (layers.lower / "dir" / "file").write_text("text")
+
+    def change(root: Path) -> None:
+        (root / "new").mkdir()
+        os.rename(root / "dir", root / target)
+
+    kernel_upper(layers, "redirect_dir=on,metacopy=off", change)
+    root = layers.mount()
+    for _ in range(2):
+        with pytest.raises(PermissionError):
+            os.listdir(root / target)
+        assert os.path.basename(target) in os.listdir((root / target).parent)
+    assert not (root / "dir").exists()

@@ -4,6 +4,7 @@ import os
 
 from overt.fuse.request import Request
 from overt.server import identity
+from overt.server.data import tidy
 from overt.server.mount import FOREVER, Mount
 from overt.tree import change, reading
 
@@ -71,6 +72,8 @@ def unlink(mount: Mount, request: Request) -> Reply:
     """UNLINK."""
     identity.become_root()
     change.unlink(mount.tree, mount.tree.node(request.nodeid), request.name)
+    if mount.released:  # who removes a file to make room wants the room now
+        tidy(mount)
     return mount.session.empty(request.unique)
 
 
