@@ -62,6 +62,11 @@ class Listing:
         return None if place is None else self._entries[place]
 
     @property
+    def end(self) -> int:
+        """The cookie after the last entry."""
+        return len(self._entries)
+
+    @property
     def gaps(self) -> int:
         """How many entries have gone since the listing was made."""
         return len(self._entries) - len(self._places)

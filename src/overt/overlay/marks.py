@@ -8,6 +8,11 @@ USER_PREFIX = b"user.overlay."
 OPAQUE = b"opaque"
 WHITEOUT = b"whiteout"
 
+REDIRECT = b"redirect"
+"""A directory that was renamed: its lower part is to be found under another name (redirect_dir=on)."""
+METACOPY = b"metacopy"
+"""A file that was copied up without its data (metacopy=on): what it holds itself is a hole."""
+
 OPAQUE_YES = b"y"
 OPAQUE_WITH_XATTR_WHITEOUTS = b"x"
 """The directory hides nothing, but regular empty files in it may be whiteouts (OVL_XATTR_XWHITEOUT since 6.7)."""
@@ -25,6 +30,11 @@ def is_whiteout(mode: int, rdev: int) -> bool:
 def may_be_xattr_whiteout(mode: int, size: int) -> bool:
     """Whether the file can be a whiteout by xattr: an empty regular file."""
     return size == 0 and stat.S_ISREG(mode)
+
+
+def may_be_metacopy(mode: int, size: int, blocks: int) -> bool:
+    """Whether the file (`blocks` of 512 bytes) can be one without its data: a regular file with a hole."""
+    return blocks * 512 < size and stat.S_ISREG(mode)
 
 
 def must_copy(xattr: bytes) -> bool:

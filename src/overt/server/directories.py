@@ -1,12 +1,12 @@
 """Directory streams: OPENDIR, READDIR, READDIRPLUS, RELEASEDIR."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from overt.fuse.directory import DirBuffer
 from overt.fuse.request import Request
-from overt.overlay.listing import DT_DIR, Listing
-from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
+from overt.overlay.listing import DT_DIR, Entry, Listing
+from overt.server.mount import FOREVER, UNTIL_ASKED, Handle, Mount
 from overt.tree import reading
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -54,15 +54,30 @@ def _listing(mount: Mount, node: Node) -> Listing:
     return listing
 
 
+def _entries(mount: Mount, handle: Handle, cookie: int) -> Iterator[tuple[int, Entry]]:
+    """What follows `cookie`, up to where the directory ended when its reading began.
+
+    Otherwise whoever renames what he reads would meet it again and again at the end, and never come to one.
+    """
+    listing = _listing(mount, handle.node)
+    if cookie < _DOTS or handle.end < 0:
+        handle.end = listing.end
+    for after, entry in listing.after(cookie - _DOTS):
+        if after > handle.end:
+            return
+        yield after, entry
+
+
 def readdir(mount: Mount, request: Request) -> Reply:
     """READDIR."""
     fh, cookie, size = request.arg[:3]
     tree = mount.tree
-    node = mount.open_handle(fh).node
+    handle = mount.open_handle(fh)
+    node = handle.node
     buffer = DirBuffer(size)
     if cookie < _DOTS and not _add_dots(buffer.add, node, cookie):
         return mount.session.directory(request.unique, buffer)
-    for after, entry in _listing(mount, node).after(cookie - _DOTS):
+    for after, entry in _entries(mount, handle, cookie):
         if not buffer.add(tree.listed_ino(node, entry), after + _DOTS, entry.kind, entry.name):
             break
     return mount.session.directory(request.unique, buffer)
@@ -72,13 +87,19 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
     """READDIRPLUS: each entry with its attributes, and counted as looked up."""
     fh, cookie, size = request.arg[:3]
     tree = mount.tree
-    node = mount.open_handle(fh).node
+    handle = mount.open_handle(fh)
+    node = handle.node
     buffer = DirBuffer(size)
     if cookie < _DOTS and not _add_dots(buffer.add_bare, node, cookie):
         return mount.session.directory(request.unique, buffer)
-    for after, entry in _listing(mount, node).after(cookie - _DOTS):
+    for after, entry in _entries(mount, handle, cookie):
         name = entry.name
-        found = tree.find(node, name)
+        try:
+            found = tree.find(node, name)
+        except OSError:  # the name is listed all the same, and whoever looks it up is told
+            if not buffer.add_bare(tree.listed_ino(node, entry), after + _DOTS, entry.kind, name):
+                break
+            continue
         if found is None:
             continue  # a layer was changed behind our back
         child, st = found

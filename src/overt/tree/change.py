@@ -5,6 +5,7 @@ What a lower layer has under a name is hidden by a whiteout in the upper. Each c
 work directory, never a half change in sight.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -81,17 +82,27 @@ def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T]
             if directory:
                 _set_opaque(tree, made_in, temporary)
                 renameat2(made_in, temporary, upper, name, RENAME_EXCHANGE)
-                os.unlink(temporary, dir_fd=made_in)
             else:
                 os.rename(temporary, name, src_dir_fd=made_in, dst_dir_fd=upper)
         except OSError:
             (os.rmdir if directory else os.unlink)(temporary, dir_fd=made_in)
             raise
+        if directory:
+            _clean(os.unlink, temporary, made_in)
         return result
     finally:
         if cradle:
             os.close(made_in)
-            os.rmdir(cradle, dir_fd=tree.work)
+            _clean(os.rmdir, cradle, tree.work)
+
+
+def _clean(remove: Callable[..., None], name: bytes, directory: int) -> None:
+    """Remove what a change has left over. The change is made by then, so that this fails is no failure of it.
+
+    What stays is in the work directory, which the next mount clears; or it is a whiteout that hides nothing.
+    """
+    with contextlib.suppress(OSError):
+        remove(name, dir_fd=directory)
 
 
 def _cradle(tree: Tree, upper: int) -> tuple[bytes, int]:
@@ -232,7 +243,7 @@ def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
         elif hidden:
             temporary = tree.temporary()
             renameat2(upper, name, tree.work, temporary, RENAME_WHITEOUT)
-            os.unlink(temporary, dir_fd=tree.work)
+            _clean(os.unlink, temporary, tree.work)
         else:
             os.unlink(name, dir_fd=upper)
     except OSError:
@@ -260,7 +271,7 @@ def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
         elif hidden:
             temporary = tree.temporary()
             renameat2(upper, name, tree.work, temporary, RENAME_WHITEOUT)
-            _remove_emptied(tree.work, temporary)
+            _clean(_remove_emptied, temporary, tree.work)
         else:
             try:
                 os.rmdir(name, dir_fd=upper)
@@ -269,7 +280,7 @@ def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
                     raise
                 temporary = tree.temporary()
                 os.rename(name, temporary, src_dir_fd=upper, dst_dir_fd=tree.work)
-                _remove_emptied(tree.work, temporary)
+                _clean(_remove_emptied, temporary, tree.work)
     except OSError:
         if anchor >= 0:
             os.close(anchor)
@@ -281,15 +292,15 @@ def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
     return node
 
 
-def _remove_emptied(directory: int, name: bytes) -> None:
+def _remove_emptied(name: bytes, *, dir_fd: int) -> None:
     """Remove a directory of the upper in which there are only whiteouts."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         for entry in entries(fd):
             os.unlink(entry.name, dir_fd=fd)
     finally:
         os.close(fd)
-    os.rmdir(name, dir_fd=directory)
+    os.rmdir(name, dir_fd=dir_fd)
 
 
 def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
@@ -304,7 +315,7 @@ def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
         os.rmdir(fresh, dir_fd=tree.work)
         raise
     tree.replaced(node)
-    _remove_emptied(tree.work, fresh)
+    _clean(_remove_emptied, fresh, tree.work)
 
 
 # Names that move
@@ -387,7 +398,7 @@ def _move(
         # A directory cannot replace a whiteout; they change places, and the whiteout stays if one is needed there.
         renameat2(*source, *place, RENAME_EXCHANGE)
         if not whiteout:
-            os.unlink(source[1], dir_fd=source[0])
+            _clean(os.unlink, source[1], source[0])
         return
     renameat2(*source, *place, RENAME_WHITEOUT if whiteout else 0)
 

@@ -4,6 +4,7 @@ Each layer is a detached clone of the mount it lives on (as overlayfs does, clon
 it, lower layers are read-only through it whatever a caller does, and reading them changes no access time.
 """
 
+import errno
 import os
 from collections import deque
 
@@ -28,29 +29,49 @@ class Layer:
         self.index = index
         self.root = root
         self.device = os.fstat(self.root).st_dev
-        mark = self.opaque_mark(self.root, b".") if index != UPPER else b""
+        mark = self._mark(self.root, b".", marks.OPAQUE) if index != UPPER else None
         self.xattr_whiteouts = mark == marks.OPAQUE_WITH_XATTR_WHITEOUTS
 
     def close(self) -> None:
         """Let go of the layer."""
         os.close(self.root)
 
-    def opaque_mark(self, directory: int, name: bytes) -> bytes:
-        """The value of a directory's opaque mark, empty without one."""
+    def _mark(self, directory: int, name: bytes, mark: bytes) -> bytes | None:
+        """The value of one of a file's marks; None without it."""
         try:
-            return os.getxattr(xattr_path(directory, name), self.prefix + marks.OPAQUE, follow_symlinks=False)
-        except OSError:  # ENODATA, or a filesystem without xattrs: no mark
-            return b""
+            return os.getxattr(xattr_path(directory, name), self.prefix + mark, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+            return None
+
+    def is_opaque(self, directory: int, name: bytes) -> bool:
+        """Whether a directory hides what is below; EPERM if the layer says that this is to be found elsewhere.
+
+        The kernel says the same where redirects are not followed (redirect_dir=nofollow).
+        """
+        try:
+            if not os.listxattr(xattr_path(directory, name), follow_symlinks=False):
+                return False
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return False
+        if self._mark(directory, name, marks.REDIRECT) is not None:
+            raise OSError(errno.EPERM, "a redirected directory")
+        return self._mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES
+
+    def must_have_data(self, directory: int, name: bytes, st: os.stat_result) -> None:
+        """EPERM for a file that another overlay has copied up without its data (as the kernel with metacopy=off)."""
+        possible = marks.may_be_metacopy(st.st_mode, st.st_size, st.st_blocks)
+        if possible and self._mark(directory, name, marks.METACOPY) is not None:
+            raise OSError(errno.EPERM, "a file without its data")
 
     def is_xattr_whiteout(self, directory: int, name: bytes, st: os.stat_result) -> bool:
         """Whether a file of this layer is an empty regular one that carries the whiteout mark."""
         if not self.xattr_whiteouts or not marks.may_be_xattr_whiteout(st.st_mode, st.st_size):
             return False
-        try:
-            os.getxattr(xattr_path(directory, name), self.prefix + marks.WHITEOUT, follow_symlinks=False)
-        except OSError:  # ENODATA
-            return False
-        return True
+        return self._mark(directory, name, marks.WHITEOUT) is not None
 
 
 def xattr_path(directory: int, name: bytes) -> bytes:

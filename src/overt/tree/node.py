@@ -99,6 +99,5 @@ class Node:
         if self.anchor >= 0:
             os.close(self.anchor)
             self.anchor = -1
-        for fd in self.fds.values():
-            os.close(fd)
-        self.fds.clear()
+        while self.fds:  # one by one: the descriptor cache may be taking them out, too
+            os.close(self.fds.popitem()[1])

@@ -70,6 +70,7 @@ class Tree:
         indices = tuple(sorted(self.layers))
         for index in indices:
             self._devices.setdefault(self.layers[index].device, len(self._devices))
+        self._bottom = indices[-1]
         top_lower = self.layers[max(indices[0], UPPER + 1)]
         self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
         self.root.lookups = 1
@@ -264,9 +265,7 @@ class Tree:
     def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result] | None:
         found: list[int] = []
         top = second = None
-        remaining = len(parent.layers)
         for layer in parent.layers:
-            remaining -= 1
             if layer < start:
                 continue
             directory = parent.fds.get(layer)
@@ -279,6 +278,7 @@ class Tree:
             mode = st.st_mode
             if mode & _IFMT != stat.S_IFDIR:
                 if top is None and not self._whiteout(layer, directory, name, st):
+                    self.layers[layer].must_have_data(directory, name, st)
                     top = st
                     found.append(layer)
                 break
@@ -287,7 +287,7 @@ class Tree:
                 top = st
             elif second is None:
                 second = st
-            if remaining and self.layers[layer].opaque_mark(directory, name) == marks.OPAQUE_YES:
+            if layer != self._bottom and self.layers[layer].is_opaque(directory, name):
                 break
         if top is None:
             return None
