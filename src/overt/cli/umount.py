@@ -24,6 +24,12 @@ def command(target: str, *, as_json: bool) -> int:
     owners = [entry for entry in registry.entries() if entry.target == place]
     owners = owners or [entry for entry in registry.entries() if entry.target == os.path.realpath(place)]
     if not owners:
+        if registry.is_dead_mount(place):  # its entry was cleared by a server in another namespace
+            mounts.umount(place, mounts.MNT_DETACH)
+            click.echo(
+                f"overt: {target}: its server was dead: cleared away; what it had not flushed may be lost", err=True
+            )
+            return 3
         click.echo(f"overt: {target}: not an overt mount", err=True)
         return 1
     entry = owners[-1]

@@ -5,6 +5,7 @@ call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
 """
 
 import platform
+import signal
 import time
 from typing import NamedTuple
 
@@ -60,6 +61,16 @@ def of(tid: int) -> Call:
         return Call(tid, int(words[0]), int(words[1], 16))
     except (OSError, ValueError, IndexError):  # gone, or not ours to see: an unknown call is treated as a question
         return Call(tid, _UNSEEN, -1)
+
+
+def is_dying(tid: int) -> bool:
+    """Whether SIGKILL is pending for a thread (the kernel makes every fatal signal one); so is one that is gone."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    except OSError:
+        return True
+    return any(bits >> signal.SIGKILL - 1 & 1 for bits in pending)
 
 
 def wait_for(tid: int) -> Call:

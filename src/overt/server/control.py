@@ -1,5 +1,6 @@
 """The control socket: one JSON object a line in, one out. Only the server's own user may connect (mode 0600)."""
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from overt.overlay.options import Options
+from overt.server.identity import become_myself
 from overt.server.layers import Refusal
+from overt.server.registry import answers
 from overt.server.service import Service
 
 
@@ -21,6 +24,8 @@ class Control:
         self._service = service
         self._stop = stop
         self.path = path
+        if (path.is_symlink() or path.exists()) and (not path.is_socket() or answers(path)):
+            raise FileExistsError(errno.EEXIST, "in use: name a socket that no server has", os.fspath(path))
         unready = path.with_name(path.name + ".unready")
         unready.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -43,6 +48,7 @@ class Control:
         threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
+        become_myself()
         with connection, connection.makefile("rb") as lines:
             for line in lines:
                 fd = -1

@@ -201,13 +201,21 @@ def release(mount: Mount, request: Request) -> Reply:
     if backing is not None:
         if handle.maps:
             node.mappers -= 1
-            if os.fstat(handle.fd).st_mtime_ns != node.written:
+            if _mtime(handle.fd) != node.written:
                 mount.send(notify.inval_inode(node.id, -1, 0))
         backing.users -= 1
     mount.released.append(handle)
     if len(mount.released) > _PILE:
         tidy(mount)
     return mount.session.empty(request.unique)
+
+
+def _mtime(fd: int) -> int:
+    """In nanoseconds; -1 where the upper has shut down and does not say."""
+    try:
+        return os.fstat(fd).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def tidy(mount: Mount) -> None:
@@ -220,7 +228,10 @@ def tidy(mount: Mount) -> None:
             if handle.node.backing is backing:
                 handle.node.backing = None
             unregister(mount.fd, backing.id)
-        os.close(handle.fd)
+        try:
+            os.close(handle.fd)
+        except OSError as error:  # of a layer that is a network filesystem, say; the descriptor is gone all the same
+            mount.events.say("close failed", mount=mount.target, why=str(error))
 
 
 # Data that passes through the server

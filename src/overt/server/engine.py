@@ -24,8 +24,8 @@ _LOOKS = 40
 """how often to look for the next request before sleeping, about a microsecond each"""
 _QUIET = 10
 """after how many of them what can wait is done"""
-_OFTEN = 0xFF
-"""a mask: how many requests may be served before descriptors over the limit are closed"""
+_TURN = 64
+"""how many requests of one mount are served before the others are looked at"""
 _BUFFER = MAX_WRITE + 8192
 
 
@@ -87,7 +87,11 @@ class Engine:
             for fd, _ in ready:
                 mount = mounts.get(fd)
                 if mount is not None:
-                    self._serve(mount, buffer, alone=alone)
+                    try:
+                        self._serve(mount, buffer, alone=alone)
+                    except Exception:
+                        self.events.crash(f"serving {mount.target}, which is given up")
+                        self._lose(mount)
                 elif fd == self._wake:
                     os.eventfd_read(self._wake)
                     while self._posted:
@@ -130,16 +134,19 @@ class Engine:
             handle(buffer, size)
             looks = 0
             served += 1
-            if not served & _OFTEN:
+            if served == _TURN or self._posted:
                 trim()
+                return  # others have their turn; what is left to read makes epoll come back
 
     def _lose(self, mount: Mount) -> None:
         self._epoll.unregister(mount.fd)
         del self.mounts[mount.fd]
-        mount.pool.submit(self._bury, mount)
+        mount.gone = True
+        # On a thread of its own: it waits for the workers, and must not keep one of them from its work.
+        threading.Thread(target=self._bury, args=(mount,), daemon=True).start()
 
     def _bury(self, mount: Mount) -> None:
-        """Close what a mount held: by a worker, after the work that was queued before."""
+        """Close what a mount held, once its workers have ended."""
         try:
             mount.close()
         except OSError as error:

@@ -34,6 +34,11 @@ def become(uid: int, gid: int, umask: int) -> None:
         _umask = umask
 
 
+def become_myself() -> None:
+    """For a thread that was started while the one that handles requests acted for somebody: act for the server."""
+    set_filesystem_ids(os.geteuid(), os.getegid())
+
+
 def become_root() -> None:
     """Make files as the server itself: copies, whiteouts."""
     act_as(0, 0)

@@ -195,6 +195,22 @@ def prepare_work(base: int, name: str) -> None:
             os.close(fd)
     except OSError as error:
         raise Refusal(f"workdir {name}: {error.strerror}") from None
+    try:
+        _bequeath_nothing(xattr_path(base, b"work"))
+    except OSError as error:
+        raise Refusal(f"workdir {name}: {error.strerror}") from None
+
+
+def _bequeath_nothing(work: bytes) -> None:
+    """What is made in the work directory must not inherit its ACLs or its group (ovl_workdir_create)."""
+    for acl in (b"system.posix_acl_default", b"system.posix_acl_access"):
+        try:
+            os.removexattr(work, acl)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+    os.chown(work, os.geteuid(), os.getegid())
+    os.chmod(work, 0)
 
 
 def remove_work(base: int) -> None:

@@ -12,6 +12,7 @@ from overt.host import process
 from overt.server import registry
 from overt.server.control import Control
 from overt.server.events import Events
+from overt.server.identity import become_myself
 from overt.server.layers import Refusal
 from overt.server.service import Service
 from overt.server.watchdog import Watchdog
@@ -60,11 +61,14 @@ def serve(
 
     def finish() -> None:
         nonlocal status
-        for problem in service.close():
-            events.say("busy", why=problem)
-            status = 1
-        service.empty.wait(_LAST_REQUESTS)
-        engine.stop()
+        become_myself()
+        try:
+            for problem in service.close():
+                events.say("busy", why=problem)
+                status = 1
+            service.empty.wait(_LAST_REQUESTS)
+        finally:
+            engine.stop()
 
     own = registry.directory() / f"{os.getpid()}.sock"
     control = Control(service, socket or own, end)

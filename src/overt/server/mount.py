@@ -13,6 +13,7 @@ from overt.fuse.request import Refused, Request
 from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
+from overt.server.caller import is_dying
 from overt.server.events import Events
 from overt.server.pool import Pool
 from overt.tree.node import Node
@@ -39,7 +40,7 @@ Handler = Callable[["Mount", Request], bytes | memoryview | None]
 class Handle:
     """One open file or directory stream: what FUSE calls an fh."""
 
-    __slots__ = ("backing", "direct", "fd", "fh", "flags", "maps", "node", "writes")
+    __slots__ = ("backing", "direct", "end", "fd", "fh", "flags", "maps", "node", "writes")
 
     def __init__(self, fh: int, node: Node, fd: int, flags: int, *, writes: bool) -> None:
         self.fh = fh
@@ -49,6 +50,8 @@ class Handle:
         self.writes = writes
         self.backing: Any = None
         self.direct = False
+        self.end = -1
+        """of a directory stream: the cookie at which it ends, whatever is added meanwhile; -1 before it has begun"""
         self.maps = False
         """whether it can be mapped and written behind the server's back"""
 
@@ -93,7 +96,7 @@ class Mount:
         self.handles: dict[int, Handle] = {}
         self.released: list[Handle] = []
         """files that nobody has open any more and that are still to be closed"""
-        self.lost: list[str] = []
+        self.lost: dict[str, None] = {}
         """files that somebody was told of by fsync"""
         self.hidden = 0
         """the number of the file by which the superblock's cursor is set (server/poison.py)"""
@@ -109,6 +112,8 @@ class Mount:
         self.handlers: list[Handler] = []
         self.serve_hidden: Handler = _nobody
         self.ready: Callable[[str | None], None] = lambda problem: None
+        self.gone = False
+        """whether the kernel is done with it"""
         self._next_fh = 1
         self._waiting: dict[object, list[Request]] = {}
         self._busy = 0
@@ -226,8 +231,17 @@ class Mount:
         self.pool.submit(work)
 
     def _resume(self, later: Later, result: object) -> None:
+        try:
+            if self.gone:  # nobody waits any more
+                if isinstance(result, int):
+                    os.close(result)
+            else:
+                self._go_on(later, result)
+        finally:
+            self.end()
+
+    def _go_on(self, later: Later, result: object) -> None:
         waiting = self._waiting.pop(later.key)
-        self.end()
         if isinstance(result, OSError):
             for request in waiting:
                 self.send(self.session.error(request.unique, result.errno or errno.EIO))
@@ -240,10 +254,13 @@ class Mount:
             os.close(unused)
 
     def interrupt(self, unique: int) -> None:
-        """Somebody stopped waiting: a request that still stands in line is failed."""
+        """Somebody has a signal: if it is the end of him, a request that still stands in line is failed.
+
+        Any other signal can wait, as it does for overlayfs: a timer must not make an open fail.
+        """
         for waiting in self._waiting.values():
             for request in waiting:
-                if request.unique == unique:
+                if request.unique == unique and is_dying(request.pid):
                     waiting.remove(request)
                     self.send(self.session.error(unique, errno.EINTR))
                     return

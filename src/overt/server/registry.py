@@ -5,6 +5,7 @@ killed leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -38,8 +39,11 @@ class Entry(NamedTuple):
 def answers(path: Path) -> bool:
     """Whether somebody listens on a control socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
+        except BlockingIOError:  # it has more callers than it has answered: stopped perhaps, and not dead
+            return True
         except OSError:
             return False
         return True
@@ -93,13 +97,27 @@ def clear_dead() -> list[str]:
 
 def mounted(entry: Entry) -> bool:
     """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
-    numbers, place = b"%d:%d" % (os.major(entry.device), os.minor(entry.device)), os.fsencode(entry.target)
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields = line.split(b" ")
-            if fields[2] == numbers and _unescape(fields[4]) == place and b".overt " in line:
-                return True
+    numbers = b"%d:%d" % (os.major(entry.device), os.minor(entry.device))
+    return numbers in _mounts_at(entry.target)
+
+
+def is_dead_mount(place: str) -> bool:
+    """Whether a mount of overt's is at `place` whose connection is gone."""
+    if not _mounts_at(place):
+        return False
+    try:
+        os.statvfs(place)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
     return False
+
+
+def _mounts_at(place: str) -> list[bytes]:
+    """The device numbers of overt's mounts at a place, as the mount table has them."""
+    path = os.fsencode(place)
+    with open("/proc/self/mountinfo", "rb") as table:
+        rows = [line.split(b" ") for line in table if b".overt " in line]
+    return [fields[2] for fields in rows if _unescape(fields[4]) == path]
 
 
 def _unescape(path: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Mounts made, listed and ended in one process: what the command line and the control socket ask for."""
 
+import contextlib
 import json
 import os
 import threading
@@ -216,9 +217,10 @@ class Service:
         if not mount.begin():
             return {"mount": mount.target, "verdict": "gone"}
         try:
-            flush = self._flush(mount)
+            self._flush(mount)  # so that little is left for the one that counts
             mounts.umount(mount.target)
-            record = self._record(mount, flush)  # only now: the unmounting has flushed once more
+            mount.placed = False
+            record = self._record(mount, self._flush(mount))  # nobody can write any more
         finally:
             mount.end()
         registry.remove(mount.device)
@@ -281,8 +283,11 @@ class Service:
         for directory, _, files in os.walk(root):
             for name in files:
                 path = os.path.join(directory, name)
-                if os.lstat(path).st_ino in inodes:
-                    found.append(path[len(root) :])
+                try:
+                    if os.lstat(path).st_ino in inodes:
+                        found.append(path[len(root) :])
+                except OSError:
+                    continue  # removed or unreadable meanwhile: it cannot be named
         return found
 
     def close(self) -> list[str]:
@@ -296,7 +301,8 @@ class Service:
                     self.events.say("left", **self.record(mount))
             except OSError as error:
                 problems.append(f"{mount.target}: {error}: detached while in use")
-                mounts.umount(mount.target, mounts.MNT_DETACH)
+                with contextlib.suppress(OSError):  # said above
+                    mounts.umount(mount.target, mounts.MNT_DETACH)
         return problems
 
     # What happens
@@ -368,7 +374,7 @@ def _mount_status(mount: Mount) -> dict[str, Any]:
         "open": len(mount.handles),
         "errors": len(mount.account.errors()) if mount.account else 0,
         "told": mount.account.told if mount.account else 0,
-        "lost": mount.lost,
+        "lost": list(mount.lost),
     }
 
 

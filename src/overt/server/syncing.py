@@ -19,6 +19,9 @@ from overt.wire import fuse
 
 Reply = bytes | memoryview | None
 
+_NAMED = 1000
+"""how many lost files are kept by name"""
+
 
 def fsync(mount: Mount, request: Request) -> Reply:
     """FSYNC: through the open file's own descriptor, whose cursor in the upper is the caller's."""
@@ -50,7 +53,8 @@ def _flush(mount: Mount, request: Request, handle: Handle) -> Reply:
             call(handle.fd)
         except OSError as error:
             name = mount.tree.name_of(handle.node)
-            mount.lost.append(name)
+            if len(mount.lost) < _NAMED:
+                mount.lost[name] = None
             mount.events.say("file lost", mount=mount.target, file=name, error=error.errno, call="fsync")
             raise
         finally:

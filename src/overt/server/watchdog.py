@@ -2,8 +2,8 @@
 
 A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any sync(2) of the machine. The watchdog
 asks the engine's loop for a sign of life every few seconds. Without one it looks at what that thread does: waiting on
-a FUSE mount means that it waits for itself, and the connections are aborted at once; waiting on a disk is no fault of
-the server's and is reported; otherwise (stopped, or looping) they are aborted when the patience is over.
+a disk is no fault of the server's, however long. Stopped, looping, or waiting on a FUSE mount, which may be its own or
+a slow layer, it has until the patience is over; then the connections are aborted and it is killed.
 """
 
 import os
@@ -110,10 +110,9 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
             asked = True
         else:
             silent += min(period, 1.0)
-            waits = _where(pid)
-            if "fuse" in waits or "request_wait" in waits:
-                silent = patience
-            if silent >= patience and not _on_a_disk(pid, waits):
+            if _on_a_disk(pid, _where(pid)):
+                silent = 0.0
+            elif silent >= patience:
                 _abort(connections, guarded, pid, say)
                 return
 
