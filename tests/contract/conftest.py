@@ -1,4 +1,4 @@
-"""Servers are started once for each set of switches, and shared by the tests that want them; disks are each test's own."""
+"""Servers are started once for each set of switches, and shared by the tests; disks are each test's own."""
 
 import shutil
 import tempfile

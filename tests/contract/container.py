@@ -150,7 +150,10 @@ def _in_thread(fd: int) -> int:
 
 
 def _syncfs_32(fd: int) -> int:
-    """int 0x80 is the system call of i386, whoever uses it: push rbx; mov ebx, edi; mov eax, 344; int 0x80; pop rbx; ret."""
+    """int 0x80 is the system call of i386, whoever uses it.
+
+    push rbx; mov ebx, edi; mov eax, 344; int 0x80; pop rbx; ret
+    """
     import ctypes
     import mmap
 
@@ -199,5 +202,20 @@ def chroot(path: str) -> Callable[[], None]:
     def enter() -> None:
         os.chroot(path)
         os.chdir("/")
+
+    return enter
+
+
+def enter_user_namespace() -> None:
+    """An `enter`: a user namespace, and a mount namespace that belongs to it."""
+    process.unshare(process.CLONE_NEWUSER | process.CLONE_NEWNS)
+
+
+def then(*steps: Callable[[], None]) -> Callable[[], None]:
+    """One `enter` after the other."""
+
+    def enter() -> None:
+        for step in steps:
+            step()
 
     return enter

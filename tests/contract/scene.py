@@ -1,7 +1,7 @@
 """A disk that fails on demand, overt mounts whose uppers are on it, and whoever asks whether data is safe.
 
 The disk, the mounts and the errors are real. A server is started as a user starts one, from the command line; where a
-test has to show that a mechanism matters, the server begins by switching that mechanism off (tests/contract/switches.py).
+test has to show that a mechanism matters, the server begins by switching it off (tests/contract/switches.py).
 """
 
 import os
@@ -224,7 +224,7 @@ class Scene:
     def detached(self, extra: str = "") -> tuple[int, Overlay]:
         """A mount without a place: its descriptor, to be closed with the others."""
         overlay, options = self.make()
-        fd = self.server.client.mount_detached(f"{options},{extra}" if extra else options, str(overlay.target) + "-nowhere")
+        fd = self.server.client.mount_detached(f"{options},{extra}" if extra else options, f"{overlay.target}-nowhere")
         return self.keep(fd), overlay
 
     def kernel_overlay(self, overlay: Overlay, *flags: str) -> None:
@@ -269,7 +269,9 @@ class Scene:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The server's events of this kind, since the scene began."""
-        return [event for event in self.server.client.events() if event["event"] == kind and event["time"] >= self._since]
+        return [
+            event for event in self.server.client.events() if event["event"] == kind and event["time"] >= self._since
+        ]
 
     def _end(self) -> None:
         for container in self.containers:

@@ -2,7 +2,6 @@
 
 This module is imported by a server that a test starts, before the server's own modules bind what is replaced here.
 """
-# ruff: noqa: ANN001, ANN201, ANN202
 
 import errno
 import json
@@ -13,7 +12,7 @@ def turn_off(names: str) -> None:
     """Switch off what `names` (comma-separated) says."""
     for word in filter(None, names.split(",")):
         name, _, argument = word.partition(":")
-        _SWITCHES[name](*filter(None, [argument]))
+        globals()[name](*filter(None, [argument]))
 
 
 def telling() -> None:
@@ -277,11 +276,11 @@ def own_place() -> None:
     poison._ours = _cannot
 
 
-def unlocking() -> None:
-    """The cursor is not set through a clone of a read-only mount."""
+def own_mount() -> None:
+    """The cursor is not set through a mount made for that."""
     from overt.server import poison
 
-    poison._unlocked = _cannot
+    poison._another = _cannot
 
 
 def again() -> None:
@@ -293,12 +292,3 @@ def patience() -> None:
     from overt.server import watchdog
 
     watchdog.Watchdog.__init__.__kwdefaults__.update(period=0.3, patience=1.0)
-
-
-_SWITCHES = {
-    function.__name__: function
-    for function in (
-        telling, holding, cursor, own_cursors, baseline, own_descriptors, reopening, directory_fsync, flushing,
-        coalescing, quiet_sync, volatile_check, volatile_quiet, volatile_open, eyes, eyes_but_tracing, tracing, work_check, copy_flush, faults, fuseblk, callers_descriptor, own_place, unlocking, again, patience,
-    )
-}  # fmt: skip

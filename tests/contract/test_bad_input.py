@@ -1,4 +1,4 @@
-"""What cannot be mounted is refused in one line that names it, with the exit status of its kind, and leaves nothing behind."""
+"""What cannot be mounted is refused in one line that names it, with its exit status, and leaves nothing behind."""
 
 import os
 import re
@@ -127,7 +127,8 @@ def test_an_upper_on_another_overt_mount(ground: Ground) -> None:
     other = ground.scene.overlay()
     for name in ("upper", "work"):
         os.mkdir(other.target / name)
-    ground.refused("cannot serve as an upper", ground.using(upperdir=other.target / "upper", workdir=other.target / "work"))
+    options = ground.using(upperdir=other.target / "upper", workdir=other.target / "work")
+    ground.refused("cannot serve as an upper", options)
     assert os.listdir(other.target / "work") == []
 
 
@@ -184,10 +185,13 @@ def test_a_workdir_on_another_filesystem(ground: Ground, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (",frobnicate", "unknown option 'frobnicate'"), (",fsync=never", "fsync=never: not one of"),
-        (",unseen=perhaps", "unseen=perhaps"), (",volatile,fsync=strict", "contradict"), (",redirect_dir=on", "unknown option"),
+        (",frobnicate", "unknown option 'frobnicate'"),
+        (",fsync=never", "fsync=never: not one of"),
+        (",unseen=perhaps", "unseen=perhaps"),
+        (",volatile,fsync=strict", "contradict"),
+        (",redirect_dir=on", "unknown option"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_does_not_exist(ground: Ground, extra: str, words: str) -> None:
     ground.refused(words, ground.options + extra, status=2)
 
@@ -278,4 +282,3 @@ def test_the_mount_helper_can_be_sloppy_or_only_pretend(ground: Ground) -> None:
     assert ground.present() == before
     assert helper("overlay", target, "-s", "-o", f"{ground.options},frobnicate").returncode == 0
     assert run_overt("umount", target).returncode == 0
-

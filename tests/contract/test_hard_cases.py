@@ -20,7 +20,7 @@ Stage = Callable[..., Scene]
 
 
 def test_an_upper_that_has_died_fails_every_call_in_every_overlay(scene: Scene) -> None:
-    """U19: a journal that was aborted, a filesystem that was shut down, a transaction that was aborted; well again or not."""
+    """U19: an aborted journal, a filesystem that was shut down, an aborted transaction; well again or not."""
     overlays = [scene.overlay() for _ in range(2)]
     volatile = scene.overlay(volatile=True)
     fds = [overlay.open() for overlay in (*overlays, volatile)]
@@ -87,8 +87,9 @@ def test_overt_as_the_upper_of_a_kernel_overlay_is_refused_by_the_kernel(ext4: S
     overlay = ext4.overlay()
     for name in ("upper", "work"):
         os.mkdir(overlay.target / name)
-    with pytest.raises(OSError, match="Invalid argument"), kernel_overlay(
-        ext4, ext4.lower, overlay.target / "upper", overlay.target / "work"
+    with (
+        pytest.raises(OSError, match="Invalid argument"),
+        kernel_overlay(ext4, ext4.lower, overlay.target / "upper", overlay.target / "work"),
     ):
         pass
     os.rmdir(ext4.base / "kernel")
@@ -146,10 +147,11 @@ def test_a_layer_on_a_mount_of_the_same_server_is_refused(ext4: Scene) -> None:
     outer = ext4.overlay()
     for name in ("lower", "upper", "work"):
         os.mkdir(outer.target / name)
-    inner, options = ext4.make()
+    inner, _ = ext4.make()
     for layers in (
-        f"lowerdir={outer.target}/lower", f"lowerdir={ext4.lower},upperdir={outer.target}/upper,workdir={outer.target}/work",
-    ):  # fmt: skip
+        f"lowerdir={outer.target}/lower",
+        f"lowerdir={ext4.lower},upperdir={outer.target}/upper,workdir={outer.target}/work",
+    ):
         with pytest.raises(ServerError, match="same server"):
             ext4.server.client.mount(str(inner.target), layers)
 
@@ -198,4 +200,3 @@ def wait_told(overlay: Overlay) -> None:
     """An error is carried over as soon as it is known, not when somebody asks: give it a moment."""
     wait_until(lambda: overlay.new_syncfs() == EIO, "the error is told", 10)
     assert overlay.new_syncfs() == 0
-

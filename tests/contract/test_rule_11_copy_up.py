@@ -178,17 +178,25 @@ def set_xattr(path: Path) -> None:
 
 
 CASES = [
-    (make_file, open_for_writing), (make_file, change_mode), (make_file, link), (make_file, rename), (make_file, set_xattr),
-    (make_directory, change_mode), (make_link, change_owner), (make_fifo, change_mode),
-]  # fmt: skip
+    (make_file, open_for_writing),
+    (make_file, change_mode),
+    (make_file, link),
+    (make_file, rename),
+    (make_file, set_xattr),
+    (make_directory, change_mode),
+    (make_link, change_owner),
+    (make_fifo, change_mode),
+]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-@pytest.mark.parametrize(("make", "change"), CASES, ids=[f"{make.__name__}-{change.__name__}" for make, change in CASES])
+@pytest.mark.parametrize(
+    ("make", "change"), CASES, ids=[f"{make.__name__}-{change.__name__}" for make, change in CASES]
+)
 def test_whichever_system_call_of_a_copy_up_fails_it_is_as_if_nothing_happened(
     faulty: tuple[Scene, Faults], make: Callable[[Path], None], change: Callable[[Path], None], code: int
 ) -> None:
-    """Call by call, until none is left to fail. What happens to the call is up to it: passed on, or another way found."""
+    """Call by call, until none is left to fail. What it makes of that is its own: pass it on, or find another way."""
     scene, faults = faulty
     failed = []
     for number in range(1, 100):

@@ -13,7 +13,7 @@ import pytest
 from overt.host import mounts
 from overt.host.libc import libc
 
-from .container import Container, chroot, make_read_only, place
+from .container import Container, chroot, enter_user_namespace, make_read_only, place, then
 from .scene import EIO, Overlay, Scene, syncfs
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -50,7 +50,7 @@ def test_old_descriptors_are_told_once_each_in_every_overlay(scene: Scene, extra
 
 
 @pytest.mark.parametrize("off", ["telling", "holding", "own_cursors"])
-def test_without_telling_holding_or_a_cursor_for_each_overlay_that_fails(stage: Stage, filesystem: str, off: str) -> None:
+def test_without_telling_or_holding_or_own_cursors_that_fails(stage: Stage, filesystem: str, off: str) -> None:
     with pytest.raises(AssertionError, match="== "):
         every_overlay_is_told_once(stage(filesystem, off=off))
 
@@ -70,7 +70,8 @@ def test_an_old_and_a_new_descriptor_are_both_told_whichever_asks_first(ext4: Sc
         old = [overlay.open(), overlay.open()]
         overlay.lose()
         new = overlay.open()
-        assert [syncfs(old[0]), syncfs(new), syncfs(old[1])] == [EIO, EIO, EIO]  # `new` was opened before anybody was told
+        # `new` was opened before anybody was told.
+        assert [syncfs(old[0]), syncfs(new), syncfs(old[1])] == [EIO, EIO, EIO]
         assert [syncfs(fd) for fd in (*old, new)] == [0, 0, 0]
 
 
@@ -206,20 +207,38 @@ def test_a_32_bit_program_is_told(ext4: Scene) -> None:
     told_once(container, overlay.target, "syncfs_32")
 
 
-@pytest.mark.parametrize("off", ["own_place", "unlocking"])
-def test_a_read_only_container_is_told_by_either_of_two_ways(stage: Stage, off: str) -> None:
-    read_only(stage("ext4", off=off))
+def in_a_user_namespace(scene: Scene) -> None:
+    """Read-only, and that nobody inside can change: the flag of a mount from outside is locked."""
+    other = scene.overlay()
+    fd, overlay = scene.detached()
+    container = scene.container(then(place(fd, str(overlay.target), read_only=True), enter_user_namespace))
+    scene.close(fd)
+    other.lose()
+    told_once(container, overlay.target)
+
+
+def test_a_container_in_a_user_namespace_is_told(ext4: Scene) -> None:
+    in_a_user_namespace(ext4)
 
 
 @pytest.mark.parametrize(
     ("ask", "off"),
-    [(read_only, "own_place,unlocking"), (only_there, "callers_descriptor"), (only_there_and_read_only, "unlocking")],
-    ids=["read_only", "only_there", "only_there_and_read_only"],
+    [
+        (in_a_pid_namespace, "own_mount,own_place"),
+        (read_only, "own_mount,callers_descriptor"),
+        (only_there, "own_mount,own_place"),
+    ],
+    ids=["in_a_pid_namespace", "read_only", "only_there"],
 )
-def test_each_way_to_the_cursor_is_needed_by_somebody(stage: Stage, ask: Callable[[Scene], None], off: str) -> None:
-    """Without it the caller that asked first is told by the answer, again and again."""
+def test_there_are_other_ways_to_the_cursor(stage: Stage, ask: Callable[[Scene], None], off: str) -> None:
+    ask(stage("ext4", off=off))
+
+
+@pytest.mark.parametrize("ask", [only_there_and_read_only, in_a_user_namespace], ids=lambda ask: ask.__name__)
+def test_without_a_mount_of_its_own_the_server_cannot_reach_some(stage: Stage, ask: Callable[[Scene], None]) -> None:
+    """Then the answer carries the error, again and again."""
     with pytest.raises(AssertionError, match="== "):
-        ask(stage("ext4", off=off))
+        ask(stage("ext4", off="own_mount"))
 
 
 # Whoever else was told, or threw the answer away
@@ -242,7 +261,7 @@ def an_answer_thrown_away(scene: Scene) -> None:
 
 
 def remount(overlay: Overlay) -> None:
-    """mount(2) sends SYNCFS too, as sync(2) and umount(2) do, and forgets the answer (fs/fuse/inode.c, fuse_reconfigure)."""
+    """mount(2) sends SYNCFS too, as sync(2) and umount(2) do, and forgets the answer (fuse_reconfigure)."""
     assert libc.mount(None, os.fsencode(overlay.target), None, MS_REMOUNT, None) == 0, os.strerror(ctypes.get_errno())
 
 
@@ -278,7 +297,7 @@ def test_a_descriptor_sent_to_another_process_is_told_once(ext4: Scene) -> None:
 
 
 def test_a_mount_made_read_only_as_a_whole_is_told_what_was_there_before(ext4: Scene) -> None:
-    """U25. What comes later is unsolved: the kernel does not ask a read-only superblock (fs/sync.c, sync_filesystem)."""
+    """U25. What comes later is unsolved: the kernel does not ask a read-only superblock (sync_filesystem)."""
     overlay, other = ext4.overlay(), ext4.overlay()
     old = overlay.open()
     ext4.close(overlay.lose())

@@ -49,7 +49,7 @@ def test_a_new_error_is_told_to_who_was_told_and_once_to_who_was_not(watched: Sc
 
 
 def told_in_one_and_again_in_the_other(scene: Scene) -> None:
-    """Two errors; the first overlay asks after each, the second after both: to it they are one event, as errseq has it."""
+    """Two errors; the first overlay asks after each, the second after both: to it they are one, as errseq has it."""
     first, second = scene.overlay(), scene.overlay()
     first.lose()
     assert first.new_syncfs() == EIO

@@ -272,4 +272,3 @@ def test_a_server_that_waits_for_its_disk_is_left_alone(servers: Servers) -> Non
             scene.disk.resume()
         assert container.end() == 0
     server.stop()
-
