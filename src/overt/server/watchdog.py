@@ -4,6 +4,10 @@ A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any
 asks the engine's loop for a sign of life every few seconds. Without one it looks at what that thread does: waiting on
 a disk is no fault of the server's, however long. Stopped, looping, or waiting on a FUSE mount, which may be its own or
 a slow layer, it has until the patience is over; then the connections are aborted and it is killed.
+
+It ends after its server, when the socket between them closes, and never before. A process that is killed as the last
+of its mount namespace takes the mounts down before its descriptors are closed: it would say goodbye (DESTROY) to
+itself and wait for the answer, and every sync(2) of the machine with it.
 """
 
 import os
@@ -15,7 +19,7 @@ import sys
 import syslog
 from collections.abc import Callable
 
-from overt.host import mounts, process
+from overt.host import mounts
 
 _PERIOD = 10.0
 """seconds between two questions"""
@@ -86,8 +90,8 @@ class Watchdog:
 
 
 def _watch(server: socket.socket, pid: int, period: float, patience: float, say: Callable[[str], None]) -> None:
-    process.die_with_parent(signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     connections = _connections()
     guarded: set[int] = set()
     silent = 0.0
