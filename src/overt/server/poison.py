@@ -13,6 +13,9 @@ mount, so that nothing of ours keeps the mount busy before or after. Whose descr
    not be visible from here;
 3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace.
 
+Not by one more mount of the same block device, which would need neither caller nor place: the kernel gives it the same
+superblock, but waits for its s_umount first, which whoever is in syncfs(2) holds.
+
 A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning,
 nobody else. All this runs on a worker: the thread that handles requests answers what it causes.
 """
