@@ -39,7 +39,13 @@ def compare(ground: Ground, options: str, lowers: list[Any], upper: list[Any], d
                 assert everything(mine.root) == everything(its.root)
                 for operation in doing:
                     operation = resolve(operation, its.root)
-                    assert mine.perform(operation) == its.perform(operation), operation
+                    result, expected = mine.perform(operation), its.perform(operation)
+                    if expected == "EEXIST" and operation[0] in ("fdchmod", "fdstat", "fdtruncate"):
+                        # The kernel tries to copy up an open file that a rename has replaced to the name that it had.
+                        for twin in (mine, its):
+                            twin.do_close(operation[2])
+                        continue
+                    assert result == expected, operation
                 last = everything(its.root)
                 assert everything(mine.root) == last
             finally:
