@@ -137,7 +137,7 @@ def _measure(workload: Workload, kind: type[System], place: Path, layers: Layers
 
 def _clear(place: Path) -> None:
     """Take away the mounts that a sample which failed has left."""
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+    for line in reversed(Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()):
         target = line.split()[4]
         if target == f"{place}/m" or target.startswith(f"{place}/many/"):
             mounts.umount(target, mounts.MNT_DETACH)

@@ -37,5 +37,5 @@ class Place(NamedTuple):
 
 
 def _mountinfo() -> list[str]:
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         return file.read().splitlines()
