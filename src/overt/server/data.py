@@ -4,10 +4,10 @@ Where the kernel grants passthrough, reads, writes and mappings go straight to t
 registers that file once (a *backing*) for all opens of an inode, and sees no data again. What follows from that:
 
 One backing for all open files of an inode. A file that is open for reading on a lower layer when it is copied up keeps
-that one (as mappings do in overlayfs); whoever opens it from then on has to see the upper file. So the file gets a new number, and
-the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds (do_filp_open). The old
-number stays for those who have the file open. They can still open it anew without a name (/proc/self/fd): for reading,
-which is then done here; for writing there is no way but ESTALE.
+that one (as mappings do in overlayfs); whoever opens it from then on has to see the upper file. So the file gets a new
+number, and the open fails with ESTALE, at which the kernel looks the name up again and opens what it finds
+(do_filp_open). The old number stays for those who have the file open. They can still open it anew without a name
+(/proc/self/fd): for reading, which is then done here; for writing there is no way but ESTALE.
 
 The kernel opens the backing with the caller's flags, O_SYNC too, and that would flush the upper of a volatile mount.
 There FOPEN_DIRECT_IO, which beats FOPEN_PASSTHROUGH for read and write, brings these writes here.
