@@ -1,7 +1,9 @@
 """Copy-up: what it carries, what it keeps, and whom it holds up."""
 
 import os
+import shutil
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from .ground import Layers, describe, marks, xattrs
+from overt.host import mounts
+from overt.host.files import syncfs
+from overt.lab.filesystems import FILESYSTEMS
+
+from .ground import Ground, Layers, describe, marks, xattrs
 
 THEN = 1_100_000_000_123_456_789
 
@@ -257,3 +263,73 @@ def test_what_happens_to_a_file_while_it_is_copied(data_layers: Layers, meanwhil
     assert results[0] in (size, 3, 1) or isinstance(results[0], FileNotFoundError), results
     assert os.listdir(root) == ([] if meanwhile == "unlink" else ["moved"] if meanwhile == "rename" else ["file"])
     assert os.listdir(data_layers.work / "work") == []
+
+
+def test_from_another_filesystem(data_layers: Layers) -> None:
+    """Nothing can be shared or moved there; numbers of inodes must not meet."""
+    tmpfs = mounts.new_mount("tmpfs", [("size", "64m")])
+    mounts.attach(tmpfs, str(data_layers.lower))
+    os.close(tmpfs)
+    try:
+        with open(data_layers.lower / "file", "wb") as file:
+            file.truncate(20 << 20)
+            file.seek(5 << 20)
+            file.write(os.urandom(100_000))
+        for number in range(50):
+            (data_layers.lower / f"lower{number}").touch()
+            (data_layers.upper / f"upper{number}").touch()
+        (data_layers.lower / "dir" / "sub").mkdir(parents=True)
+        content = (data_layers.lower / "file").read_bytes()
+        os.setxattr(data_layers.lower / "file", "trusted.note", b"1")
+        root = data_layers.mount()
+        numbers = {name: os.stat(root / name).st_ino for name in os.listdir(root)}
+        assert len(set(numbers.values())) == len(numbers)
+        with open(root / "file", "ab") as file:
+            file.write(b"end")
+        os.rename(root / "lower7", root / "dir" / "sub" / "moved")
+        assert (root / "file").read_bytes() == content + b"end"
+        assert os.getxattr(root / "file", "trusted.note") == b"1"
+        assert os.stat(data_layers.upper / "file").st_blocks * 512 < 1 << 20
+        assert os.stat(root / "file").st_ino == numbers["file"]
+        assert os.stat(root / "dir" / "sub" / "moved").st_ino == numbers["lower7"]
+        expected = describe(root)
+        with data_layers.kernel() as path:
+            assert describe(path) == expected
+    finally:
+        if os.path.ismount(data_layers.path):
+            data_layers.umount()
+        mounts.umount(str(data_layers.lower))
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_blocks_are_shared_where_the_filesystem_can(ground: Ground, quiet: None, tmp_path: Path, kind: str) -> None:
+    row = FILESYSTEMS[kind]
+    if shutil.which(row.make[0]) is None:
+        pytest.skip(f"no {row.make[0]} (Debian: {row.package})")
+    image, point = tmp_path / "image", tmp_path / "mnt"
+    image.touch()
+    os.truncate(image, 512 << 20)
+    point.mkdir()
+    subprocess.run([*row.make, image], check=True, capture_output=True, timeout=60)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True, timeout=60)
+    try:
+        layers = Layers(Ground(point, ground.client))
+        content = os.urandom(1 << 20) * 64
+        (layers.lower / "file").write_bytes(content)
+        root = layers.mount()
+        sync = os.open(point, os.O_RDONLY)
+        try:
+            syncfs(sync)
+            before = os.statvfs(point).f_bfree
+            os.chmod(root / "file", 0o600)
+            with open(root / "file", "r+b") as file:
+                file.write(b"changed")
+            syncfs(sync)
+            assert (before - os.statvfs(point).f_bfree) * os.statvfs(point).f_frsize < 16 << 20
+        finally:
+            os.close(sync)
+        assert (root / "file").read_bytes() == b"changed" + content[7:]
+        assert (layers.lower / "file").read_bytes() == content
+        layers.close()
+    finally:
+        mounts.umount(str(point), mounts.MNT_DETACH)
