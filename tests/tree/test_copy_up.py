@@ -1,7 +1,9 @@
 """Copy-up: what it carries, what it keeps, and whom it holds up."""
 
+import ctypes
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import threading
@@ -13,6 +15,7 @@ import pytest
 
 from overt.host import mounts
 from overt.host.files import syncfs
+from overt.host.libc import libc
 from overt.lab.filesystems import FILESYSTEMS
 
 from .ground import Ground, Layers, describe, marks, xattrs
@@ -333,3 +336,40 @@ def test_blocks_are_shared_where_the_filesystem_can(ground: Ground, quiet: None,
         layers.close()
     finally:
         mounts.umount(str(point), mounts.MNT_DETACH)
+
+
+def test_a_signal_does_not_end_the_waiting(data_layers: Layers) -> None:
+    """Programs with a timer or children do not expect EINTR of open(2) on a file; kernel overlayfs does not give it."""
+    (data_layers.lower / "file").write_bytes(b"x" * (128 << 20))
+    path = data_layers.mount() / "file"
+    ticks: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        fd = libc.open(os.fsencode(path), os.O_RDWR)
+        error = ctypes.get_errno()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert fd >= 0, os.strerror(error)
+    os.close(fd)
+    assert ticks
+
+
+def test_who_is_killed_while_waiting_goes_at_once(data_layers: Layers) -> None:
+    size = 1 << 28
+    with open(data_layers.lower / "file", "wb") as file:
+        for _ in range(0, size, 64 << 20):
+            file.write(b"mark" * (16 << 20))
+    path = data_layers.mount() / "file"
+    waiting = subprocess.Popen(["truncate", "-s", "+1", path])
+    time.sleep(0.02)
+    waiting.kill()
+    start = time.monotonic()
+    status = waiting.wait(60)
+    took = time.monotonic() - start
+    os.truncate(path, 5)
+    assert status in (0, -signal.SIGKILL)
+    assert took < 0.5, f"{took:.2f} s"
+    assert path.read_bytes() == b"markm"
+    assert os.listdir(data_layers.work / "work") == []
