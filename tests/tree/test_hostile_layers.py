@@ -1,5 +1,6 @@
 """A lower layer made by somebody who wants to be let out of it: nothing leads outside."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -203,3 +204,40 @@ def test_redirected_directories_are_refused_not_shown_without_their_files(layers
             os.listdir(root / target)
         assert os.path.basename(target) in os.listdir((root / target).parent)
     assert not (root / "dir").exists()
+
+
+def test_what_is_mounted_on_a_layer_is_not_in_it(layers: Layers, outside: Path) -> None:
+    """As in the kernel: a layer is one mount, and no door to others."""
+    (layers.lower / "dir").mkdir()
+    (layers.lower / "dir" / "below").write_text("below")
+    (layers.lower / "dir2").mkdir()
+    tree = mounts.clone(str(outside))
+    mounts.attach(tree, str(layers.lower / "dir"))
+    os.close(tree)
+    try:
+        root = layers.mount()
+        assert os.listdir(root / "dir") == ["below"]
+        (root / "dir" / "new").touch()
+        tree = mounts.clone(str(outside))
+        mounts.attach(tree, str(layers.lower / "dir2"))
+        os.close(tree)
+        try:
+            assert os.listdir(root / "dir2") == []
+            (root / "dir2" / "new").touch()
+        finally:
+            mounts.umount(str(layers.lower / "dir2"))
+    finally:
+        mounts.umount(str(layers.lower / "dir"))
+    assert untouched(outside)
+
+
+def test_a_file_that_becomes_a_fifo_behind_our_back_does_not_stop_the_server(layers: Layers) -> None:
+    (layers.lower / "file").write_text("text")
+    root = layers.mount()
+    os.stat(root / "file")
+    os.unlink(layers.lower / "file")
+    os.mkfifo(layers.lower / "file")
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        with contextlib.suppress(OSError):
+            os.close(os.open(root / "file", flags))
+    (root / "other").write_text("the server lives")

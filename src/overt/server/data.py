@@ -27,6 +27,7 @@ descriptor of its own here in both cases: it is what makes each be told of an er
 import errno
 import fcntl
 import os
+import stat
 
 from overt.fuse import notify
 from overt.fuse.request import Request
@@ -140,9 +141,13 @@ def _opened(
     mount: Mount, request: Request, node: Node, fd: int, *, writes: bool, below: Backing | None = None
 ) -> Handle:
     flags = request.arg[0]
-    handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
     if node.backing is None and below is None and mount.passthrough:
-        node.backing = _register(mount, request, node, fd)
+        try:
+            node.backing = _register(mount, request, node, fd)
+        except OSError:
+            os.close(fd)
+            raise
+    handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
     backing = below or node.backing
     if backing is not None:
         backing.users += 1
@@ -158,11 +163,16 @@ def _opened(
 
 
 def _register(mount: Mount, request: Request, node: Node, fd: int) -> Backing | None:
-    """Register a file; None where the kernel does not grant it (a layer that is stacked itself, say)."""
+    """Register a file; None where the kernel does not grant it (a layer that is stacked itself, say).
+
+    Raises OSError for what is no file: somebody has changed the layer behind our back.
+    """
     identity.act_as(request.uid, request.gid)
     try:
         return Backing(register(mount.fd, fd), node.layer)
     except OSError as error:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise
         mount.passthrough = False  # all or none: an inode cannot be opened both ways at once
         mount.events.say("no passthrough", mount=mount.target, why=str(error))
         return None

@@ -18,8 +18,8 @@ UPPER = 0
 class Layer:
     """One opened layer; `root` is an O_PATH descriptor, `device` its st_dev."""
 
-    LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME
-    """what the mount of a lower layer has to be"""
+    LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME | mounts.MOUNT_ATTR_NODEV
+    """what the mount of a lower layer has to be; devices are opened by the kernel in front of us, and never here"""
 
     __slots__ = ("device", "index", "prefix", "root", "xattr_whiteouts")
 

@@ -209,11 +209,12 @@ class Tree:
         return "/" + "/".join(reversed(parts))
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the file in its layer."""
+        """Open the file in its layer. Whatever has taken its place behind our back, we do not wait for it."""
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.anchor >= 0:
-            return os.open(b"/proc/self/fd/%d" % node.anchor, flags | os.O_CLOEXEC)
+            return os.open(b"/proc/self/fd/%d" % node.anchor, flags)
         directory, name = self.at(node)
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
 
     def ino(self, st: os.stat_result) -> int:
         """The inode number to show: the file's own, marked with its device where layers are on several."""
