@@ -130,7 +130,11 @@ def _unlocked(mount: Mount, call: Call) -> int:
             finally:
                 os.close(thread)
             clone = mounts.clone(b"", dir_fd=theirs)
-            mounts.set_attributes(clone, remove=mounts.MOUNT_ATTR_RDONLY)
+            try:
+                mounts.set_attributes(clone, remove=mounts.MOUNT_ATTR_RDONLY)
+            except OSError:
+                os.close(clone)
+                raise
             result.append(clone)
         except OSError as error:
             result.append(error)
