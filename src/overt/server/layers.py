@@ -74,7 +74,7 @@ def _clone_lower(path: str) -> int:
     try:
         return mounts.clone(path, attributes=Layer.LOWER)
     except PermissionError:  # in a user namespace how access times are kept cannot be changed
-        return mounts.clone(path, attributes=mounts.MOUNT_ATTR_RDONLY)
+        return mounts.clone(path, attributes=Layer.LOWER & ~mounts.MOUNT_ATTR_NOATIME)
 
 
 def _must_be_directory(what: str, path: str) -> None:
@@ -110,7 +110,7 @@ def _open_upper(upper: str, work: str, prefix: bytes) -> Layers:
     apart = Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
     fds: list[int] = []
     try:
-        clone = mounts.clone(common)
+        clone = mounts.clone(common, attributes=mounts.MOUNT_ATTR_NODEV)
         fds.append(clone)
         for real in (real_upper, real_work):
             relative = os.path.relpath(real, common)
