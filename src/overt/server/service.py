@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from overt.host import mounts, process
 from overt.host.files import syncfs
@@ -44,9 +45,10 @@ class Service:
         self.watchdog = watchdog
         self.mounts: list[Mount] = []
         self._pools: dict[int, Pool] = {}
-        self._proven: set[int] = set()
+        # By the object, not by its device number: that is another filesystem's tomorrow.
+        self._proven: WeakSet[Upper] = WeakSet()
         self._delivers: dict[str, bool] = {}
-        self._grants: dict[int, bool] = {}
+        self._grants: WeakKeyDictionary[Upper, bool] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self.empty = threading.Event()
@@ -94,9 +96,9 @@ class Service:
                 layers.held.append(layers.work)
                 layers = layers._replace(work=inner)
                 upper = self.uppers.get(layers.layers[0].root, inner)
-                if upper.s_dev not in self._proven:
+                if upper not in self._proven:
                     prove(inner, options.upper, layers.layers[0].prefix)
-                    self._proven.add(upper.s_dev)
+                    self._proven.add(upper)
                 if options.unseen == "refuse":
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
@@ -162,7 +164,7 @@ class Service:
         """Whether the kernel takes a file of this upper as a backing (it may be stacked, or we not root): asked
         once.
         """
-        granted = self._grants.get(upper.s_dev)
+        granted = self._grants.get(upper)
         if granted is None:
             fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=mount.tree.work)
             try:
@@ -173,7 +175,7 @@ class Service:
                 granted = False
             finally:
                 os.close(fd)
-            self._grants[upper.s_dev] = granted
+            self._grants[upper] = granted
         return granted
 
     def _pool(self, s_dev: int) -> Pool:
