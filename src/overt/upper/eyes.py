@@ -75,14 +75,11 @@ class Eyes:
         self.refused: OSError | None = None
         self.standing: Sighting | None = None
         self._known = False  # whether the cursor is yet to tell what the tracepoint has told
+        self._accepted = True  # whether kernel overlayfs accepts the upper
         self._cursor = self._plain = self._probe = -1
         self._watch = trace.watch(s_dev) if trace else None
         try:
             self._cursor = _open_apart(directory_fd)
-            try:
-                self._plain = probes.mount(scratch_fd, volatile=False)
-            except OSError as error:
-                self.refused = error
             self._first_look(scratch_fd)
         except BaseException:
             self.close()
@@ -91,18 +88,27 @@ class Eyes:
     @property
     def name(self) -> str:
         """What they are: ``probes+trace``, ``probes``, ``trace`` or ``cursor``."""
-        parts = ["probes"] * (self._plain >= 0) + ["trace"] * (self._watch is not None)
+        parts = ["probes"] * self._accepted + ["trace"] * (self._watch is not None)
         return "+".join(parts) or "cursor"
 
     @property
     def spent(self) -> bool:
         """Whether the probe fired and nothing else sees the next error until `renew`."""
-        return self._plain >= 0 and self._probe < 0 and self._watch is None
+        return self._accepted and self._probe < 0 and self._watch is None
 
     @property
     def need_flush(self) -> bool:
         """Whether errors up to now can be seen by flushing only."""
-        return self.spent or (self._plain < 0 and self._watch is None)
+        return self.spent or (not self._accepted and self._watch is None)
+
+    def prepare_flush(self, scratch_fd: int) -> None:
+        """Mount the probe that flushes. Not before somebody may flush: it flushes once more when it is let go."""
+        if self._accepted and self._plain < 0:
+            try:
+                self._plain = probes.mount(scratch_fd, volatile=False)
+            except OSError as error:
+                self.refused = error
+                self.install(NONE)
 
     def flush(self) -> Flushed:
         """Flush the upper, its device's cache too. No state is changed."""
@@ -164,8 +170,10 @@ class Eyes:
         if renewal.probe is not None:
             self._probe = renewal.probe
         else:
-            os.close(self._plain)
-            self._plain = -1
+            self._accepted = False
+            if self._plain >= 0:
+                os.close(self._plain)
+                self._plain = -1
 
     def read_only(self) -> bool:
         """Whether the upper is read-only, which makes syncfs return 0 without doing anything (sync_filesystem)."""
@@ -182,16 +190,15 @@ class Eyes:
             self._cursor = self._plain = self._probe = -1
 
     def _first_look(self, scratch_fd: int) -> None:
-        if self._plain >= 0:
-            try:
-                self._probe = probes.mount(scratch_fd, volatile=True)
+        try:
+            self._probe = probes.mount(scratch_fd, volatile=True)
+            return
+        except OSError as error:
+            if error.errno == errno.EIO:
+                self._stand_by(scratch_fd)
                 return
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    self._stand_by(scratch_fd)
-                    return
-                self.refused = error
-                self.install(NONE)
+            self.refused = error
+            self.install(NONE)
         told = self.flush().told
         if self._watch:
             self._watch.take()

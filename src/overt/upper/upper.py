@@ -87,6 +87,8 @@ class Upper:
             try:
                 eyes = self._open(doors)
                 self.check()
+                if not volatile or eyes.need_flush:
+                    eyes.prepare_flush(scratch_fd)
                 if eyes.need_flush:
                     failure = self._flush(eyes, scratch_fd)
                     if failure:
