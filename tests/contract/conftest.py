@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from overt.host import mounts
 
+from .guard import Guard
 from .scene import Scene, Server, open_scene
 
 UPPERS = ("ext4", "xfs", "btrfs")
@@ -22,6 +24,8 @@ class Servers:
         self.directory = directory
         self.running: dict[str, Server] = {}
         self._started: list[Server] = []
+        self._guard = Guard()
+        self._deadline: float | None = None
 
     def get(self, off: str = "") -> Server:
         server = self.running.get(off)
@@ -33,7 +37,22 @@ class Servers:
         """A server that nobody else uses."""
         server = Server(self.directory / f"server-{len(self._started)}", off)
         self._started.append(server)
+        self._arm()
         return server
+
+    def limit(self, seconds: float) -> None:
+        """Nobody waits for a server of ours any longer."""
+        self._deadline = time.monotonic() + seconds
+        self._arm()
+
+    def no_limit(self) -> None:
+        self._deadline = None
+        self._guard.disarm()
+
+    def _arm(self) -> None:
+        if self._deadline is not None:
+            pids = [server.pid for server in self._started if server.alive]
+            self._guard.arm(pids, max(1.0, self._deadline - time.monotonic()))
 
     def close(self) -> None:
         """End those that are shared; the others are to be ended by who started them."""
@@ -43,6 +62,7 @@ class Servers:
     def kill(self) -> None:
         for server in self._started:
             server.kill()
+        self._guard.close()
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +88,14 @@ def servers(registry: None) -> Iterator[Servers]:
     finally:
         servers.kill()
         shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs(request: pytest.FixtureRequest, servers: Servers) -> Iterator[None]:
+    marker = request.node.get_closest_marker("timeout")
+    servers.limit(float(marker.args[0]) + 10 if marker else 120.0)
+    yield
+    servers.no_limit()
 
 
 @pytest.fixture(params=UPPERS)

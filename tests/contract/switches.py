@@ -276,11 +276,11 @@ def own_place() -> None:
     poison._ours = _cannot
 
 
-def own_mount() -> None:
-    """The cursor is not set through a mount made for that."""
+def unlocking() -> None:
+    """The cursor is not set through a clone of a read-only mount."""
     from overt.server import poison
 
-    poison._another = _cannot
+    poison._unlocked = _cannot
 
 
 def again() -> None:

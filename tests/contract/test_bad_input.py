@@ -40,7 +40,7 @@ class Ground:
 
     def present(self) -> list[object]:
         return [
-            Path("/proc/self/mountinfo").read_text(),
+            Path("/proc/self/mountinfo").read_text(errors="replace"),
             os.listdir(self.overlay.work),
             os.listdir(self.overlay.upper),
             sorted(os.listdir("/run/overt")),

@@ -1,6 +1,7 @@
 """A server that is killed or stopped: layers whole, mounts cleared away, nobody waits for ever."""
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from overt.host import mounts, process
 from overt.lab import bounded
 
 from .conftest import Servers
@@ -61,7 +63,7 @@ def gone(loop: tuple[str, int]) -> bool:
 
 
 def mounted(overlay: Overlay) -> bool:
-    return f" {overlay.target} " in Path("/proc/self/mountinfo").read_text()
+    return f" {overlay.target} " in Path("/proc/self/mountinfo").read_text(errors="replace")
 
 
 # kill -9
@@ -272,3 +274,60 @@ def test_a_server_that_waits_for_its_disk_is_left_alone(servers: Servers) -> Non
             scene.disk.resume()
         assert container.end() == 0
     server.stop()
+
+
+@pytest.mark.timeout(60)
+def test_killed_as_the_last_of_its_mount_namespace_it_does_not_wait_for_itself(tmp_path: Path) -> None:
+    """It would, and every sync(2) with it: the kernel unmounts before it closes the descriptors of who dies."""
+    for name in ("lower", "m"):
+        (tmp_path / name).mkdir()
+    for attempt in range(6):
+        loop = namespace_that_dies(tmp_path, f"socket-{attempt}")
+        try:
+            wait_until(lambda loop=loop: gone(loop), "the loop device is let go of", 5)
+        except AssertionError:
+            abort(loop)
+            raise
+
+
+def namespace_that_dies(base: Path, name: str) -> tuple[str, int]:
+    """Kill the server that is alone in a namespace; return the loop device of its mount."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            process.unshare(process.CLONE_NEWNS)
+            mounts.make_private()
+            fd = mounts.new_mount("tmpfs", [])
+            (base / "m").mkdir(exist_ok=True)
+            mounts.attach(fd, str(base / "m"))
+            for directory in ("upper", "work", "merged"):
+                (base / "m" / directory).mkdir()
+            server = Server(base / name)
+            where = base / "m"
+            server.client.mount(
+                str(where / "merged"), f"lowerdir={base}/lower,upperdir={where}/upper,workdir={where}/work"
+            )
+            for number in range(5):  # threads, which end one by one
+                file = os.open(where / "merged" / f"file-{number}", os.O_CREAT | os.O_RDWR)
+                os.fsync(file)
+                os.close(file)
+            device = os.stat(where / "merged").st_dev
+            path = f"/dev/loop{os.minor(device)}"
+            os.write(writing, json.dumps([server.pid, path, loop_inode(path)]).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        pid, path, inode = json.load(pipe)
+    assert bounded.wait(child, 30) == 0
+    os.kill(pid, signal.SIGKILL)
+    return path, inode
+
+
+def abort(loop: tuple[str, int]) -> None:
+    """End what hangs, for the sake of the others."""
+    fusectl = mounts.new_mount("fusectl", [])
+    number = os.stat(loop[0]).st_rdev
+    Path(f"/proc/self/fd/{fusectl}/{os.major(number) << 20 | os.minor(number)}/abort").write_text("1")
+    os.close(fusectl)

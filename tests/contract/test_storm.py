@@ -55,7 +55,7 @@ def test_a_thousand_syncfs_at_once_cost_a_handful_of_flushes(scene: Scene) -> No
 @pytest.mark.timeout(120)
 def test_without_coalescing_they_cost_one_each(stage: Stage) -> None:
     with pytest.raises(AssertionError, match="<="):
-        all_ask_at_once(stage("ext4", off="coalescing"), mounts=20, each=2)
+        all_ask_at_once(stage("ext4", off="coalescing"), mounts=4, each=4)
 
 
 # sync(2)
