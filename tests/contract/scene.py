@@ -28,6 +28,8 @@ from .container import Container
 HERE = Path(__file__).parent
 SOURCE = Path(overt.__file__).parent.parent
 PAGE = 4096
+SIZE = 64 << 20
+"""bytes of a disk; xfs and btrfs take more"""
 EIO = 5
 
 _RUN = (
@@ -177,7 +179,7 @@ class Scene:
         self.server = server
         self.base = Path(tempfile.mkdtemp(prefix="overt-contract-"))
         stack.callback(shutil.rmtree, self.base)
-        self.disk = stack.enter_context(Disk(filesystem, **disk))
+        self.disk = stack.enter_context(Disk(filesystem, **{"size": SIZE, **disk}))
         self.root = Path(self.disk.path)
         self.page = self.disk.marker * (PAGE // len(self.disk.marker))
         self.lower = self.base / "lower"

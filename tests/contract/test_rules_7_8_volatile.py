@@ -80,6 +80,16 @@ def test_neither_mounting_nor_unmounting_flushes(quiet: Callable[..., Scene]) ->
     assert not record["flushed"]
 
 
+def test_unmounting_does_not_flush_where_an_ordinary_overlay_was_before(quiet: Callable[..., Scene]) -> None:
+    scene = quiet()
+    overlay, ordinary = scene.overlay(volatile=True), scene.overlay()
+    ordinary.umount()
+    watch = Quiet(scene)
+    scene.close(overlay.write("file"))
+    overlay.umount()
+    assert watch.holds()
+
+
 def test_a_copy_up_does_not_flush(quiet: Callable[..., Scene]) -> None:
     scene = quiet()
     (scene.lower / "file").write_bytes(scene.page)

@@ -110,6 +110,12 @@ class Eyes:
                 self.refused = error
                 self.install(NONE)
 
+    def forgo_flush(self) -> None:
+        """Let go of that probe: nobody who may flush is left."""
+        if self._plain >= 0:
+            plain, self._plain = self._plain, -1
+            os.close(plain)
+
     def flush(self) -> Flushed:
         """Flush the upper, its device's cache too. No state is changed."""
         if self._plain >= 0:
@@ -171,9 +177,7 @@ class Eyes:
             self._probe = renewal.probe
         else:
             self._accepted = False
-            if self._plain >= 0:
-                os.close(self._plain)
-                self._plain = -1
+            self.forgo_flush()
 
     def read_only(self) -> bool:
         """Whether the upper is read-only, which makes syncfs return 0 without doing anything (sync_filesystem)."""

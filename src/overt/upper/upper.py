@@ -112,8 +112,21 @@ class Upper:
                 scratch_fd = self._scratch.pop(account)
             try:
                 os.close(scratch_fd)
+                self._forgo_flush()
             finally:
                 self._close_if_unused()
+
+    def _forgo_flush(self) -> None:
+        """When the last ordinary overlay goes, and not later, when a volatile one is the last of all.
+
+        Unless a flush is under way: who unmounts does not wait for it.
+        """
+        quiet = all(account.volatile for account in self.ledger.accounts)
+        if self._eyes and quiet and self._disk.acquire(blocking=False):
+            try:
+                self._eyes.forgo_flush()
+            finally:
+                self._disk.release()
 
     def flush(self, done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
