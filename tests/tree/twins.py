@@ -241,7 +241,7 @@ def resolve(operation: Operation, root: Path) -> Operation:
 modes = st.sampled_from((0o644, 0o600, 0o755, 0o777, 0o400, 0o4755, 0o2755, 0o2745))
 folder_modes = st.sampled_from((0o755, 0o777, 0o700, 0o1777, 0o2777))
 owners = st.sampled_from((0, USER, 1001))
-contents = st.sampled_from((b"", b"x", b"some words\n", b"q" * 5000))
+contents = st.sampled_from((b"", b"x", b"some words\n", b"q" * 70))
 keys = st.sampled_from(("user.one", "trusted.two", "security.three", "trusted.overlay.opaque", "user.overlay.origin"))
 
 _THINGS = ("file", "file", "file", "dir", "dir", "dir", "symlink", "fifo", "whiteout", "opaque", "link")
