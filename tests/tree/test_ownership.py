@@ -8,7 +8,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -418,3 +418,22 @@ def test_a_full_upper_fails_what_needs_room_and_nothing_else(cramped: Layers) ->
         assert time.monotonic() < deadline
     overwrite(root / "large")
     assert (root / "large").read_bytes() == b"x" + b"l" * ((20 << 20) - 1)
+
+
+@pytest.mark.parametrize("member", [False, True], ids=["stranger", "member"])
+def test_a_setgid_bit_without_execution_is_left_to_members_of_the_group(program: Path, member: bool) -> None:
+    groups = (GROUP,) if member else ()
+    expected = 0o2766 if member else 0o0766
+    changes: list[Callable[[], object]] = [
+        lambda: overwrite(program),
+        lambda: os.truncate(program, 5),
+        lambda: os.close(os.open(program, os.O_WRONLY | os.O_TRUNC)),
+    ]
+    for change in changes:
+        os.chmod(program, 0o2766)
+        as_user(USER, change, groups=groups)
+        assert owner(program) == (0, GROUP, expected)
+    os.chown(program, USER, -1)
+    os.chmod(program, 0o2766)
+    as_user(USER, lambda: os.chown(program, -1, USER), groups=groups)
+    assert owner(program) == (USER, USER, expected)

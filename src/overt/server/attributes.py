@@ -10,6 +10,7 @@ from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import marks
 from overt.server import identity
+from overt.server.caller import groups_of
 from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER
@@ -62,6 +63,8 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel
     # leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities (chown_common).
     if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
+        if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
+            drop_privileges(tree, node, request)
         owner = uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1
         if node.anchor >= 0:
             os.chown(tree.path(node), *owner)
@@ -71,7 +74,7 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     if valid & fuse.FATTR_MODE:
         _chmod(tree, node, stat.S_IMODE(mode))
     elif valid & fuse.FATTR_KILL_SUIDGID:
-        drop_privileges(tree, node)
+        drop_privileges(tree, node, request)
     if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
         times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
         if valid & fuse.FATTR_ATIME:
@@ -104,15 +107,19 @@ def _chmod(tree: Tree, node: Node, mode: int) -> None:
         os.chmod(name, mode, dir_fd=directory)
 
 
-def drop_privileges(tree: Tree, node: Node) -> None:
-    """Take away what a write must not leave: the setuid bit, an executable's setgid bit, file capabilities.
+def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
+    """Take away what a write must not leave: the setuid and setgid bits, file capabilities.
 
-    FUSE_HANDLE_KILLPRIV_V2 leaves this to the server (fs/inode.c, setattr_should_drop_suidgid).
+    FUSE_HANDLE_KILLPRIV_V2 leaves this to the server (fs/attr.c, setattr_should_drop_suidgid). The setgid bit of a file
+    that its group may not execute is left to members of the group.
     """
-    mode = tree.stat(node).st_mode
+    st = tree.stat(node)
+    mode = st.st_mode
     if not stat.S_ISREG(mode):
         return
-    gone = mode & stat.S_ISUID | (mode & stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    gone = mode & stat.S_ISUID
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *groups_of(request.pid))):
+        gone |= stat.S_ISGID
     if gone:
         _chmod(tree, node, stat.S_IMODE(mode & ~gone))
     if node.xattrs is not None and _CAPABILITY not in node.xattrs:

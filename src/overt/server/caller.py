@@ -73,6 +73,15 @@ def is_dying(tid: int) -> bool:
     return any(bits >> signal.SIGKILL - 1 & 1 for bits in pending)
 
 
+def groups_of(tid: int) -> list[int]:
+    """The supplementary groups of a thread; none if it is not to be seen."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            return [int(word) for line in file if line.startswith(b"Groups:") for word in line.split()[1:]]
+    except OSError:
+        return []
+
+
 def wait_for(tid: int) -> Call:
     """The same, but wait until the thread sleeps; not for the thread that handles requests."""
     deadline = time.monotonic() + _PATIENCE

@@ -81,7 +81,7 @@ def open_(mount: Mount, request: Request) -> Reply:
     below = _below(node, request) if request.nodeid != node.id else None
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
-        drop_privileges(tree, node)
+        drop_privileges(tree, node, request)
     handle = _opened(mount, request, node, fd, writes=writes, below=below)
     return mount.session.opened(request.unique, handle.fh, *_how(handle))
 
@@ -270,7 +270,7 @@ def write(mount: Mount, request: Request) -> Reply:
     fh, offset, size, flags = request.arg[:4]
     handle = mount.open_handle(fh)
     if flags & fuse.FUSE_WRITE_KILL_SUIDGID:
-        drop_privileges(mount.tree, handle.node)
+        drop_privileges(mount.tree, handle.node, request)
     identity.act_as(request.uid, request.gid)
     done = os.pwrite(handle.fd, request.payload, offset)
     while done < size:
@@ -304,7 +304,7 @@ def fallocate(mount: Mount, request: Request) -> Reply:
     fh, offset, length, mode = request.arg[:4]
     fd = mount.open_handle(fh).fd
     if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
-        drop_privileges(mount.tree, mount.open_handle(fh).node)
+        drop_privileges(mount.tree, mount.open_handle(fh).node, request)
 
     def work() -> bytes:
         with identity.of_worker(request.uid, request.gid):
@@ -320,7 +320,7 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
     fh_in, offset_in, _, fh_out, offset_out, length = request.arg[:6]
     source, target = mount.open_handle(fh_in).fd, mount.open_handle(fh_out).fd
     if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
-        drop_privileges(mount.tree, mount.open_handle(fh_out).node)
+        drop_privileges(mount.tree, mount.open_handle(fh_out).node, request)
 
     def work() -> bytes:
         with identity.of_worker(request.uid, request.gid):
