@@ -27,12 +27,13 @@ def holding() -> None:
     from overt.server import syncing
 
     def settle(mount, request, call, error):
-        mount.send(mount.session.empty(request.unique))
         owed = mount.account.owed()
         try:
-            if owed is not None:
-                syncing.poison(mount, owed.errno, call)
-                mount.account.propagated(owed)
+            with mount.settling:
+                mount.send(mount.session.empty(request.unique))
+                if owed is not None:
+                    syncing.poison(mount, owed.errno, call)
+                    mount.account.propagated(owed)
         finally:
             mount.end()
 

@@ -84,7 +84,10 @@ def readdir(mount: Mount, request: Request) -> Reply:
 
 
 def readdirplus(mount: Mount, request: Request) -> Reply:
-    """READDIRPLUS: each entry with its attributes, and counted as looked up."""
+    """READDIRPLUS: each entry with its attributes, and counted as looked up.
+
+    What the kernel knows already goes without: it has the attributes, or asks for them when it needs them.
+    """
     fh, cookie, size = request.arg[:3]
     tree = mount.tree
     handle = mount.open_handle(fh)
@@ -94,6 +97,11 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
         return mount.session.directory(request.unique, buffer)
     for after, entry in _entries(mount, handle, cookie):
         name = entry.name
+        known = node.children.get(name) if node.children is not None else None
+        if known is not None and known.lookups:
+            if not buffer.add_bare(known.ino, after + _DOTS, entry.kind, name):
+                break
+            continue
         try:
             found = tree.find(node, name)
         except OSError:  # the name is listed all the same, and whoever looks it up is told

@@ -1,6 +1,7 @@
 """Mounts made, listed and ended in one process: what the command line and the control socket ask for."""
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -220,7 +221,7 @@ class Service:
             return {"mount": mount.target, "verdict": "gone"}
         try:
             self._flush(mount)  # so that little is left for the one that counts
-            mounts.umount(mount.target)
+            _take_down(mount)
             mount.placed = False
             record = self._record(mount, self._flush(mount))  # nobody can write any more
         finally:
@@ -359,6 +360,18 @@ class Service:
     def history(self) -> str:
         """The events kept, one JSON object a line."""
         return "\n".join(json.dumps(entry) for entry in list(self.events.record))
+
+
+def _take_down(mount: Mount) -> None:
+    """umount(2); while an error is being put on the mount's cursor we are the ones who keep it busy."""
+    try:
+        mounts.umount(mount.target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        with mount.settling:  # not held across umount(2), which may have to wait for an error to be carried over
+            pass
+        mounts.umount(mount.target)
 
 
 def _mount_status(mount: Mount) -> dict[str, Any]:
