@@ -284,6 +284,13 @@ def unlocking() -> None:
     poison._unlocked = _cannot
 
 
+def lookout() -> None:
+    """Nobody takes the loop over from a leader that is kept."""
+    from overt.server.engine import Engine
+
+    Engine._look_out = lambda self: None
+
+
 def again() -> None:
     """Nothing is switched off: one more server."""
 
