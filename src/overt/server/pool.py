@@ -19,14 +19,14 @@ _SHORT = 3e-4
 
 
 class Pool:
-    """At most `limit` threads; they end with the process. A call must not raise, but report its failure itself."""
+    """At most `limit` threads, until `close`. A call must not raise, but report its failure itself."""
 
     def __init__(self, limit: int, name: str) -> None:
         self.quick = True
         """whether the last work took so little time that handing it over would have taken longer"""
         self._limit = limit
         self._name = name
-        self._queue: SimpleQueue[Work] = SimpleQueue()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._free = threading.Semaphore(0)
         self._threads = 0
 
@@ -43,10 +43,15 @@ class Pool:
         call(*arguments)
         self.quick = time.monotonic() - begin < _SHORT
 
+    def close(self) -> None:
+        """End the threads, each when it has done what it is doing; nothing is submitted after this."""
+        for _ in range(self._threads):
+            self._queue.put(None)
+
     def _labour(self) -> None:
         set_filesystem_ids(0, 0)  # a thread inherits those of the one that started it
         get, free = self._queue.get, self._free.release
-        while True:
-            call, arguments = get()
+        while work := get():
+            call, arguments = work
             self.work(call, *arguments)
             free()

@@ -45,8 +45,8 @@ class Service:
         self.uppers = Uppers(self._upper_error)
         self.watchdog = watchdog
         self.mounts: list[Mount] = []
-        self._pools: dict[int, Pool] = {}
         # By the object, not by its device number: that is another filesystem's tomorrow.
+        self._pools: dict[Upper | None, Pool] = {}
         self._proven: WeakSet[Upper] = WeakSet()
         self._delivers: dict[str, bool] = {}
         self._grants: WeakKeyDictionary[Upper, bool] = WeakKeyDictionary()
@@ -114,8 +114,11 @@ class Service:
             layers.close()
             raise
         tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
-        pool = self._pool(upper.s_dev if upper is not None else 0)
-        mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+        with self._lock:
+            pool = self._pool(upper)
+            mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+            self.mounts.append(mount)
+            self.empty.clear()
         mount.held = layers.held
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
@@ -128,9 +131,6 @@ class Service:
             started.set()
 
         mount.ready = ready
-        with self._lock:
-            self.mounts.append(mount)
-            self.empty.clear()
         self.engine.add(mount)
         if not started.wait(_START):
             problems.append("the kernel did not begin to talk")
@@ -179,13 +179,12 @@ class Service:
             self._grants[upper] = granted
         return granted
 
-    def _pool(self, s_dev: int) -> Pool:
-        with self._lock:
-            pool = self._pools.get(s_dev)
-            if pool is None:
-                pool = Pool(_WORKERS, f"upper-{s_dev:x}")
-                self._pools[s_dev] = pool
-            return pool
+    def _pool(self, upper: Upper | None) -> Pool:
+        """The workers of an upper, for a mount that is entered under the same hold of `_lock`."""
+        pool = self._pools.get(upper)
+        if pool is None:
+            pool = self._pools[upper] = Pool(_WORKERS, f"upper-{upper.s_dev if upper is not None else 0:x}")
+        return pool
 
     def _limits(self, mount: Mount) -> list[str]:
         """What this kernel does not let this mount promise, and what happened to the upper before it."""
@@ -322,6 +321,8 @@ class Service:
         self.events.say("gone", mount=mount.target)
         with self._lock:
             self.mounts.remove(mount)
+            if all(other.upper is not mount.upper for other in self.mounts):
+                self._pools.pop(mount.upper).close()
             self._changed.notify_all()
             if not self.mounts:
                 self.empty.set()
