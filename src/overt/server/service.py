@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,7 +18,7 @@ from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
-from overt.server.layers import Refusal, mark_volatile, open_layers, prove, refuse_own, refuse_unseen, remove_work
+from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_unseen, remove_work, volatile_mark
 from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
@@ -67,20 +67,36 @@ class Service:
         except OSError as error:
             raise Refusal(f"mount point {target}: {error.strerror}") from None
         target = os.path.realpath(target)
-        mount, fd = self._make(options, target)
-        try:
-            mounts.attach(fd, target)
+        with self._made(options, target) as (mount, fd):
+            registry.enter(mount.device, target)
+            try:
+                mounts.attach(fd, target)
+            except OSError as error:
+                raise Refusal(f"mount point {target}: {error.strerror}") from None
             mount.placed = True
-        except OSError as error:
-            raise Refusal(f"mount point {target}: {error.strerror}") from None
-        finally:
-            os.close(fd)
-        registry.enter(mount.device, target)
+        os.close(fd)
         return self._limits(mount)
 
     def mount_detached(self, options: Options, label: str) -> int:
         """The same, but the mount is given out as a descriptor (move_mount(2)); `label` stands for its place."""
-        return self._make(options, label)[1]
+        with self._made(options, label) as (_, fd):
+            return fd
+
+    @contextlib.contextmanager
+    def _made(self, options: Options, target: str) -> Iterator[tuple[Mount, int]]:
+        """A mount that lacks its place only, and its descriptor: the body's to give. If it cannot, the mount goes."""
+        mount, fd = self._make(options, target)
+        try:
+            if not mount.begin():
+                raise Refusal("mount: its connection was aborted")
+            try:
+                with volatile_mark(mount.tree.work) if mount.volatile else contextlib.nullcontext():
+                    yield mount, fd
+            finally:
+                mount.end()
+        except BaseException:
+            os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
+            raise
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
@@ -104,8 +120,6 @@ class Service:
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
             connection = connect(options)
-            if options.volatile:
-                mark_volatile(inner)
         except BaseException:
             if upper is not None and account is not None:
                 upper.detach(account)
@@ -135,7 +149,7 @@ class Service:
         if not started.wait(_START):
             problems.append("the kernel did not begin to talk")
         if problems:
-            os.close(connection.mount)  # the kernel then ends the connection, and the engine closes the mount
+            os.close(connection.mount)
             raise Refusal(f"mount: {problems[0]}")
         if not mount.device:
             mount.device = os.fstat(connection.mount).st_dev
