@@ -307,3 +307,10 @@ def talking() -> None:
     from overt.server import service
 
     service._START = 0.0
+
+
+def settling() -> None:
+    """Little time to set a cursor in: a parameter."""
+    from overt.server import syncing
+
+    syncing._PATIENCE = 1.0

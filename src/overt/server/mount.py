@@ -103,6 +103,8 @@ class Mount:
         self.poison = self.poisoner = 0
         """the errno to put there, and the thread that is doing it"""
         self.settling = threading.Lock()
+        self.settler: threading.Thread | None = None
+        """the thread that last went to do it; `settling` serialises"""
         self.tells_syncfs = False
         """whether the kernel lets syncfs(2) reach us"""
         self.probing = False
