@@ -2,8 +2,12 @@
 
 import os
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
+
+from overt.server.client import Client
 
 from .scene import Scene, Server, fsync, wait_until
 
@@ -33,3 +37,31 @@ def test_the_workers_of_an_upper_end_with_its_last_mount(ext4: Scene) -> None:
     assert threads(ext4.server) > most - 8
     overlays.pop().umount()
     wait_until(lambda: threads(ext4.server) <= most - 8, "they have ended")
+
+
+def test_a_mount_that_hangs_on_its_disk_keeps_nobody_from_another(stage: Callable[..., Scene]) -> None:
+    """Without a tracepoint, and with an error that nobody has seen, the first look at an upper has to flush it."""
+    hung, well = stage("ext4", off="tracing"), stage("ext4", off="tracing")
+    (hung.root / "lost").write_bytes(hung.page)
+    hung.fail()
+    (hung.root / "dirty").write_bytes(hung.page)
+    overlay, options = hung.make()
+
+    def mount() -> None:
+        with Client(hung.server.socket) as client:
+            client.mount(str(overlay.target), options)
+
+    thread = threading.Thread(target=mount)
+    hung.disk.hang(15)
+    try:
+        thread.start()
+        thread.join(0.5)
+        begun = time.monotonic()
+        well.overlay().umount()
+        assert well.server.client.status()["mounts"] == []
+        assert time.monotonic() - begun < 3
+        assert thread.is_alive()
+    finally:
+        hung.disk.resume()
+        thread.join()
+    hung.overlays.append(overlay)

@@ -13,7 +13,9 @@ A flush that itself fails (a device flush, a journal being aborted, a filesystem
 upper too, for every overlay on it; `Health` has the details.
 
 Locks: `_lock` is held for microseconds and guards the ledger and the state of the eyes; `_disk` is held as long as the
-disk takes, and serialises flushes with the mounting of fresh probes. Nobody who holds `_lock` waits for `_disk`.
+disk takes, and serialises flushes with the mounting of fresh probes; so is `_door`, through which overlays come and go
+one at a time. Nobody who holds `_lock` waits for one of these. `Uppers.lock` guards what all uppers share, and nobody
+who holds it waits for any disk: one that hangs keeps nobody from another.
 """
 
 import errno
@@ -58,6 +60,7 @@ class Upper:
         self._news: list[UpperError] = []
         self._lock = threading.Lock()
         self._disk = threading.Lock()
+        self._door = threading.RLock()
 
     @property
     def eyes(self) -> str:
@@ -82,7 +85,7 @@ class Upper:
         seen only by consuming them), flushed.
         """
         doors: _Doors = self._doors.open
-        with self._uppers.lock:
+        with self._door:
             scratch_fd = os.dup(doors.scratch_fd)
             try:
                 eyes = self._open(doors)
@@ -106,7 +109,7 @@ class Upper:
 
     def detach(self, account: Account) -> None:
         """Forget an overlay. With the last one everything is closed, after the flush that may be under way."""
-        with self._uppers.lock:
+        with self._door:
             with self._lock:
                 self.ledger.close_account(account)
                 scratch_fd = self._scratch.pop(account)
@@ -163,7 +166,8 @@ class Upper:
         if self._eyes:
             return self._eyes
         eyes = Eyes(self.s_dev, *doors, self._uppers.trace)
-        self._uppers.known[self.s_dev] = self
+        with self._uppers.lock:
+            self._uppers.known[self.s_dev] = self
         self._born_read_only = eyes.read_only()
         self._flusher = Flusher(
             lambda: self._flush_for_all(eyes), f"flush-{os.major(self.s_dev)}:{os.minor(self.s_dev)}"
@@ -178,8 +182,9 @@ class Upper:
     def _close_if_unused(self) -> None:
         if self.ledger.accounts:
             return
-        if self._uppers.known.get(self.s_dev) is self:
-            del self._uppers.known[self.s_dev]
+        with self._uppers.lock:
+            if self._uppers.known.get(self.s_dev) is self:
+                del self._uppers.known[self.s_dev]
         with self._lock:  # a check that is under way still needs the descriptors
             eyes, flusher = self._eyes, self._flusher
             self._eyes = self._flusher = None
@@ -260,7 +265,7 @@ class Uppers:
         """
         self.on_error = on_error
         self.known: dict[int, Upper] = {}
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
         self.untraced: OSError | None = None
         """why there is no tracepoint"""
         self._wanted = trace
@@ -269,13 +274,14 @@ class Uppers:
     @property
     def trace(self) -> Trace | None:
         """The tracing instance, made when the first upper needs it; None where it cannot be had."""
-        if self._trace is None and self._wanted:
-            self._wanted = False
-            try:
-                self._trace = Trace()
-            except OSError as error:
-                self.untraced = error
-        return self._trace
+        with self.lock:
+            if self._trace is None and self._wanted:
+                self._wanted = False
+                try:
+                    self._trace = Trace()
+                except OSError as error:
+                    self.untraced = error
+            return self._trace
 
     def get(self, directory_fd: int, scratch_fd: int) -> Upper:
         """The upper that the directory `directory_fd` is on; `scratch_fd` is a private directory there.
@@ -287,15 +293,17 @@ class Uppers:
             upper = self.known.get(s_dev)
             if upper is None:
                 upper = self.known[s_dev] = Upper(self, s_dev)
-            upper._doors.open = _Doors(directory_fd, scratch_fd)
-            return upper
+        upper._doors.open = _Doors(directory_fd, scratch_fd)
+        return upper
 
     def close(self) -> None:
         """Let go of all uppers, with or without overlays, and of the tracepoint."""
         with self.lock:
-            for upper in list(self.known.values()):
-                for account in list(upper.ledger.accounts):
-                    upper.detach(account)
+            uppers = list(self.known.values())
+        for upper in uppers:
+            for account in list(upper.ledger.accounts):
+                upper.detach(account)
+        with self.lock:
             if self._trace:
                 self._trace.close()
                 self._trace = None
