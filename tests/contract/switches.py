@@ -314,3 +314,10 @@ def settling() -> None:
     from overt.server import syncing
 
     syncing._PATIENCE = 1.0
+
+
+def naming() -> None:
+    """Few lost files are named: a parameter."""
+    from overt.server import syncing
+
+    syncing.NAMED = 2

@@ -9,7 +9,7 @@ import pytest
 
 from overt.server.client import Client
 
-from .scene import Scene, Server, fsync, wait_until
+from .scene import EIO, Scene, Server, fsync, run_overt, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -65,3 +65,41 @@ def test_a_mount_that_hangs_on_its_disk_keeps_nobody_from_another(stage: Callabl
         hung.disk.resume()
         thread.join()
     hung.overlays.append(overlay)
+
+
+def test_of_errors_without_end_the_latest_are_shown_and_every_rule_holds(ext4: Scene) -> None:
+    early, volatile = ext4.overlay(), ext4.overlay(volatile=True)
+    victims = [early.write(f"victim-{number:02}", data=b"") for number in range(30)]
+    for fd in victims:
+        os.pwrite(fd, ext4.page, 0)
+        ext4.fail()
+        assert volatile.new_syncfs() == EIO  # and the error is known: the next is another
+    late = ext4.overlay()
+    assert any("30 error(s) before this mount" in line for line in ext4.notices)
+
+    status = ext4.server.upper_status()
+    assert (status["recorded"], [error["number"] for error in status["errors"]]) == (30, [*range(11, 31)])
+    assert "30 errors, the latest 20 of them:" in run_overt("status").stdout
+    assert [early.new_syncfs(), early.new_syncfs(), late.new_syncfs()] == [EIO, 0, 0]
+    assert [volatile.new_syncfs(), volatile.new_fsync(".")] == [EIO, EIO]
+    for fd in victims:
+        assert fsync(fd) == EIO
+        ext4.close(fd)
+    mounts = {mount["target"]: mount for mount in ext4.server.client.status()["mounts"]}
+    shown = mounts[str(early.target)]
+    assert (shown["errors"], shown["lost_files"], shown["lost"]) == (
+        30, 30, [f"/victim-{number:02}" for number in range(10, 30)],
+    )  # fmt: skip
+    assert "lost: these are the latest of 30 files" in run_overt("status").stdout
+    record = early.umount()
+    assert (record["verdict"], record["errors"], len(record["files"])) == ("lost", 30, 30)
+    assert (late.umount()["verdict"], volatile.umount()["verdict"]) == ("no error recorded", "may be lost")
+
+
+def test_files_that_only_the_tracepoint_saw_fail_are_named_however_many_errors_followed(ext4: Scene) -> None:
+    victim, other = ext4.overlay(), ext4.overlay()
+    ext4.close(victim.lose("first"))
+    for number in range(30):
+        ext4.close(other.lose(f"{number}"))
+        assert other.new_syncfs() == EIO
+    assert victim.umount()["files"] == ["/first"]

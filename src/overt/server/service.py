@@ -22,7 +22,7 @@ from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_
 from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
-from overt.server.syncing import carry_over
+from overt.server.syncing import NAMED, carry_over
 from overt.server.watchdog import Watchdog
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
@@ -33,6 +33,8 @@ _LAST_SERVED, _PLAIN = 10.0, 0.2
 """seconds for an unmounted mount to be closed: when the kernel has said goodbye (DESTROY), and where it never does"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
+_SHOWN = 20
+"""how many lost files of a mount its status names"""
 
 
 class Service:
@@ -211,10 +213,10 @@ class Service:
             lines.append(mount.upper.refused)
         if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":
             lines.append("this upper's errors can only be seen by flushing it: a volatile mount does not see them")
-        if mount.account is not None and mount.account.mounted_at:
-            before = mount.account.ledger.errors[mount.account.mounted_at - 1]
+        before = mount.account.before if mount.account is not None else None
+        if before is not None:
             lines.append(
-                f"the upper had recorded {mount.account.mounted_at} error(s) before this mount, the last of them "
+                f"the upper had recorded {before.number} error(s) before this mount, the last of them "
                 f"{os.strerror(before.errno)}: on record (overt status), and not told to it"
             )
         return lines
@@ -275,23 +277,24 @@ class Service:
         return failed[0]
 
     def _record(self, mount: Mount, flush: OSError | None) -> dict[str, Any]:
-        errors = mount.account.errors() if mount.account is not None else []
-        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount, errors)))
+        errors = mount.account.count if mount.account is not None else 0
+        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount)))
         record: dict[str, Any] = {
             "mount": mount.target,
             "volatile": mount.volatile,
             "flushed": mount.upper is not None and not mount.volatile and flush is None,
-            "errors": len(errors),
+            "errors": errors,
         }
         if lost:
-            return record | {"verdict": "lost", "files": lost}
+            named = {"files": lost[:NAMED], "perhaps_more": len(lost) >= NAMED}
+            return record | {"verdict": "lost"} | named
         return record | {"verdict": "may be lost" if errors or flush else "no error recorded"}
 
-    def _lost_by_inode(self, mount: Mount, errors: list[UpperError]) -> list[str]:
+    def _lost_by_inode(self, mount: Mount) -> list[str]:
         """Files of this mount that the tracepoint saw fail."""
-        if not errors or mount.upper is None or mount.account is None:
+        if mount.upper is None or mount.account is None:
             return []
-        inodes = mount.upper.events(mount.account.mounted_at)
+        inodes = mount.upper.failed(mount.account.mounted_at)
         if not inodes:
             return []
         root = f"/proc/self/fd/{mount.tree.layers[0].root}"
@@ -402,9 +405,10 @@ def _mount_status(mount: Mount) -> dict[str, Any]:
         "seconds": round(time.time() - mount.since, 1),
         "nodes": len(mount.tree.nodes),
         "open": len(mount.handles),
-        "errors": len(mount.account.errors()) if mount.account else 0,
+        "errors": mount.account.count if mount.account else 0,
         "told": mount.account.told if mount.account else 0,
-        "lost": list(mount.lost),
+        "lost": list(mount.lost)[-_SHOWN:],
+        "lost_files": len(mount.lost),
     }
 
 
@@ -415,6 +419,7 @@ def _upper_status(upper: Upper) -> dict[str, Any]:
         "eyes": upper.eyes,
         "flushes": upper.flushes,
         "taken_from_host": upper.taken,
+        "recorded": ledger.count,
         "errors": [{**error._asdict(), "told": ledger.told(error)} for error in ledger.errors],
     }
 

@@ -21,7 +21,7 @@ from overt.wire import fuse
 
 Reply = bytes | memoryview | None
 
-_NAMED = 1000
+NAMED = 1000
 """how many lost files are kept by name"""
 _PATIENCE = 10.0
 """seconds for a cursor to be set, which takes less than a millisecond"""
@@ -57,7 +57,7 @@ def _flush(mount: Mount, request: Request, handle: Handle) -> Reply:
             call(handle.fd)
         except OSError as error:
             name = mount.tree.name_of(handle.node)
-            if len(mount.lost) < _NAMED:
+            if len(mount.lost) < NAMED:
                 mount.lost[name] = None
             mount.events.say("file lost", mount=mount.target, file=name, error=error.errno, call="fsync")
             raise

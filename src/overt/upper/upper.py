@@ -29,7 +29,7 @@ from overt.ledger import Account, Ledger, UpperError
 from overt.upper.eyes import Eyes, Sighting, has_a_name, superblock
 from overt.upper.flusher import Done, Flusher
 from overt.upper.health import Health
-from overt.upper.trace import Trace
+from overt.upper.trace import MOST_INODES, Trace
 
 OnError = Callable[[UpperError, "Upper"], None]
 
@@ -56,7 +56,8 @@ class Upper:
         self._health = Health()
         self._born_read_only = False
         self._scratch: dict[Account, int] = {}
-        self._inodes: dict[int, dict[int, int] | None] = {}
+        self._failed: dict[int, int] = {}  # inodes, and the number of the last error of each; the latest last
+        self._unnamed = 0  # the number of the last error whose inodes are not all in there
         self._news: list[UpperError] = []
         self._lock = threading.Lock()
         self._disk = threading.Lock()
@@ -147,20 +148,12 @@ class Upper:
         if self._news:
             self._announce()
 
-    def events(self, since: int) -> dict[int, int] | None:
-        """Events by inode number (each failed folio makes one or two) of the errors numbered above `since`.
-
-        None where they are not all known.
-        """
-        total: dict[int, int] = {}
+    def failed(self, since: int) -> set[int] | None:
+        """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known."""
         with self._lock:
-            for error in self.ledger.errors[since:]:
-                inodes = self._inodes[error.number]
-                if inodes is None:
-                    return None
-                for ino, count in inodes.items():
-                    total[ino] = total.get(ino, 0) + count
-        return total
+            if self._unnamed > since:
+                return None
+            return {ino for ino, number in self._failed.items() if number > since}
 
     def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
@@ -225,7 +218,7 @@ class Upper:
             eyes.install(renewal)
             if renewal.taken:
                 self.taken += 1
-                error = self.ledger.mark_taken(len(self.ledger.errors))
+                error = self.ledger.mark_taken()
                 self._news = [other for other in self._news if other.number != error.number] + [error]
 
     def _live_scratch(self) -> int:
@@ -243,9 +236,20 @@ class Upper:
 
     def _record(self, sighting: Sighting) -> None:
         error = self.ledger.record(sighting.errno, time.time(), sighting.source, taken=sighting.taken)
-        self._inodes[error.number] = sighting.inodes
+        self._remember(error.number, sighting.inodes)
         self._health.doubt()
         self._news.append(error)
+
+    def _remember(self, number: int, inodes: set[int] | None) -> None:
+        if inodes is None:
+            self._unnamed = number
+            self._failed.clear()  # whoever asks for one of these asks for `number` too
+            return
+        for ino in inodes:
+            self._failed.pop(ino, None)
+            self._failed[ino] = number
+        while len(self._failed) > MOST_INODES:
+            self._unnamed = self._failed.pop(next(iter(self._failed)))
 
     def _announce(self) -> None:
         with self._lock:
