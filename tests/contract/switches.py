@@ -291,6 +291,13 @@ def lookout() -> None:
     Engine._look_out = lambda self: None
 
 
+def restless() -> None:
+    """The loop changes hands all the time: a parameter here, not a switch."""
+    from overt.server import engine
+
+    engine._PATIENCE, engine._BEAT = 1e-6, 2e-4
+
+
 def again() -> None:
     """Nothing is switched off: one more server."""
 

@@ -1,10 +1,15 @@
 """One server, several disks: one that hangs keeps only those who use it."""
 
 import os
+import stat
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from overt.host import files
+from overt.lab import bounded
 
 from .container import Container
 from .scene import Overlay, Scene
@@ -93,3 +98,56 @@ def test_a_disk_that_hangs_in_an_fsync_keeps_not_even_the_other_files_of_that_mo
     assert asking.end() == 0
     still_there = asking.open(overlay.target / "file", CREATE)
     assert [asking.fsync(still_there), asking.syncfs(still_there)] == [0, 0]
+
+
+def at_work(place: Path, name: str, rounds: int) -> None:
+    """Make, change, sync, rename and remove files, alone in a directory and beside others; look at each result."""
+    own = place / name
+    own.mkdir()
+    for number in range(rounds):
+        path = own / f"file-{number}"
+        fd = os.open(path, CREATE, 0o600)
+        os.pwrite(fd, name.encode(), 0)
+        if number % 3 == 0:
+            os.fsync(fd)
+        if number % 20 == 0:
+            files.syncfs(fd)
+        os.close(fd)
+        shared = place / f"{name}-{number}"
+        os.rename(path, shared)
+        assert shared.read_bytes() == name.encode()
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+        if number % 2:
+            os.unlink(shared)
+        with open(place / f"lower-{number % 50}", "ab") as file:  # somebody copies it up
+            file.write(b"x")
+    assert sorted(os.listdir(own)) == []
+    assert len([entry for entry in os.listdir(place) if entry.startswith(f"{name}-")]) == (rounds + 1) // 2
+
+
+@pytest.mark.timeout(120)
+def test_the_loop_may_change_hands_at_any_moment(stage: Stage) -> None:
+    scene = stage("ext4", off="restless")
+    for number in range(50):
+        (scene.lower / f"lower-{number}").write_bytes(b"y" * 5000)
+    overlays = [scene.overlay() for _ in range(2)]
+    before = scene.server.client.status()["leaders_replaced"]
+    children = [(overlay, f"worker{number}") for overlay in overlays for number in range(3)]
+    pids = []
+    for overlay, name in children:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                at_work(overlay.target, name, 200)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    assert [bounded.wait(pid, 100) for pid in pids] == [0] * len(pids)
+    for overlay in overlays:
+        sizes = {(overlay.target / f"lower-{number}").stat().st_size for number in range(50)}
+        assert sizes == {5000 + 3 * 4}
+    assert scene.server.client.status()["leaders_replaced"] - before > 20

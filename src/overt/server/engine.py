@@ -149,6 +149,7 @@ class Engine:
         self._turn = turn = _Turn()
         self._crew.submit(self._look_out)
         buffer = bytearray(_BUFFER)
+        self._make_calls(turn)  # the one before may have heard of them, and no more
         while self._running and not turn.ended:
             turn.idle = True
             ready = self._epoll.poll()
@@ -190,7 +191,7 @@ class Engine:
             turn.ended = True
             self.replaced += 1
             mount, pool = turn.serving, turn.working
-            if mount is not None:
+            if mount is not None and self.mounts.get(mount.fd) is mount:
                 self._kept[mount] = turn
                 self._epoll.unregister(mount.fd)
             if pool is not None:
@@ -218,8 +219,7 @@ class Engine:
                 self._block(turn, mount)
         except Exception:
             self.events.crash(f"serving {mount.target}, which is given up")
-            if not turn.ended:
-                self._lose(mount)
+            self._lose(turn, mount)
         finally:
             self._let_go(turn, mount)
 
@@ -238,14 +238,13 @@ class Engine:
                 leaving = looks > _LOOKS or not alone or inflight or self._posted
                 if leaving or looks == _QUIET:
                     tidy(mount)
-                    self._trim()
+                    self._trim(turn)
                 if leaving:
                     return False
                 continue
             except OSError as error:
                 if error.errno == errno.ENODEV:  # unmounted, or aborted
-                    if not turn.ended:  # else the one who leads now will find the same
-                        self._lose(mount)
+                    self._lose(turn, mount)
                     return False
                 if error.errno in (errno.ENOENT, errno.EINTR):  # the request was withdrawn before it was read
                     continue
@@ -260,7 +259,7 @@ class Engine:
             if mount.due is not None:
                 return True
             if served == _REQUESTS or self._posted:
-                self._trim()
+                self._trim(turn)
                 return False  # others have their turn; what is left to read makes epoll come back
 
     def _block(self, turn: _Turn, mount: Mount) -> None:
@@ -293,7 +292,7 @@ class Engine:
                     turn.serving = None
                     continue
                 if turn.ended and keeper is None:
-                    self._posted.appendleft((mount, call))
+                    self.post(call, mount)
                     return
             self._call(call)
             _hand_over(mount)
@@ -306,13 +305,18 @@ class Engine:
         except Exception:
             self.events.crash("the engine's loop")
 
-    def _trim(self) -> None:
-        if not self._kept:  # whoever is kept may hold a number that it was given
-            self.cache.trim()
+    def _trim(self, turn: _Turn) -> None:
+        if self.cache.full:
+            with self._hands:  # nobody is replaced in the midst of it
+                if not turn.ended and not self._kept:  # whoever is kept may hold a number that it was given
+                    self.cache.trim()
 
-    def _lose(self, mount: Mount) -> None:
-        self._epoll.unregister(mount.fd)
-        del self.mounts[mount.fd]
+    def _lose(self, turn: _Turn, mount: Mount) -> None:
+        with self._hands:
+            if turn.ended:  # the one who leads now will find the same
+                return
+            del self.mounts[mount.fd]
+            self._epoll.unregister(mount.fd)
         mount.gone = True
         # On a thread of its own: it waits for the workers, and must not keep one of them from its work.
         threading.Thread(target=self._bury, args=(mount,), daemon=True).start()

@@ -370,6 +370,7 @@ class Service:
                     mount.end()
         return {
             "pid": os.getpid(),
+            "leaders_replaced": self.engine.replaced,
             "mounts": [_mount_status(mount) for mount in live],
             "uppers": [_upper_status(upper) for upper in uppers.values()],
             "events": self.events.counts,
