@@ -99,7 +99,9 @@ class Engine:
         """mounts that are in the hands of a leader that was replaced"""
         self._hands = threading.Lock()
         self._running = True
-        self._over = threading.Event()
+        self._rung, self.bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        """what is written to `bell` wakes the thread in `run`: for signal.set_wakeup_fd, because the kernel may give a
+        signal to any thread, and Python handles it in the first one only"""
 
     @property
     def leader(self) -> int:
@@ -132,14 +134,16 @@ class Engine:
 
         def halt() -> None:
             self._running = False
-            self._over.set()
+            os.write(self.bell, b"0")
 
         self.post(halt)
 
     def run(self) -> None:
         """Serve until `stop`. The calling thread only waits, and so is free for signals."""
         self._crew.submit(self._lead)
-        self._over.wait()
+        while self._running:
+            select.select([self._rung], [], [])
+            os.read(self._rung, 64)
 
     # Who leads
 

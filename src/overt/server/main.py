@@ -75,6 +75,7 @@ def serve(
     if socket is not None:
         own.unlink(missing_ok=True)
         own.symlink_to(socket.absolute())
+    signal.set_wakeup_fd(engine.bell, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: end())
 
