@@ -295,7 +295,7 @@ def restless() -> None:
     """The loop changes hands all the time: a parameter here, not a switch."""
     from overt.server import engine
 
-    engine._PATIENCE, engine._BEAT = 1e-6, 2e-4
+    engine._PATIENCE, engine._BEAT = 1e-5, 2e-4
 
 
 def again() -> None:

@@ -28,6 +28,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from overt.host.timer import Timer
 from overt.server import identity
@@ -46,8 +47,8 @@ _QUIET = 10
 _REQUESTS = 64
 """how many requests of one mount are served before the others are looked at"""
 _BUFFER = MAX_WRITE + 8192
-_PATIENCE = 2e-4
-"""seconds that work may keep the loop of which it is known that it may block"""
+_PATIENCE = 1e-3
+"""seconds that work may keep the loop of which it is known that it may block (`Pool.quick` says that it rarely does)"""
 _BEAT = 0.05
 """seconds after which a leader that has not got on is replaced, or twice that"""
 _CREW = 256
@@ -59,7 +60,7 @@ Call = Callable[[], None]
 class _Turn:
     """The time for which one thread leads."""
 
-    __slots__ = ("calls", "ended", "idle", "leader", "serving", "steps", "working")
+    __slots__ = ("calls", "ended", "idle", "leader", "serving", "since", "steps", "working", "works")
 
     def __init__(self) -> None:
         self.leader = threading.get_native_id()
@@ -69,6 +70,10 @@ class _Turn:
         self.idle = False
         self.working: Pool | None = None
         """whose work it does, which may block"""
+        self.since = 0.0
+        """since when, on the monotonic clock"""
+        self.works = 0
+        """how often it has"""
         self.ended = False
         self.calls: list[Call] = []
         """what was posted since it ended for the mount that it keeps"""
@@ -93,7 +98,8 @@ class Engine:
         self._watched: dict[int, Call] = {}
         self._crew = Pool(_CREW, "engine")
         self._timer = Timer()
-        self._watching = False
+        self._watching = self._near = False
+        """whether the timer is set, and whether it goes off within `_PATIENCE`: setting it costs ten microseconds"""
         self._turn = _Turn()
         self._kept: dict[Mount, _Turn] = {}
         """mounts that are in the hands of a leader that was replaced"""
@@ -159,8 +165,7 @@ class Engine:
             ready = self._epoll.poll()
             turn.idle = False
             if not self._watching:
-                self._watching = True
-                self._timer.arm(_BEAT)
+                self._watch(near=False)
             for fd, _ in ready:
                 mount = self.mounts.get(fd)
                 if mount is not None:
@@ -175,20 +180,27 @@ class Engine:
 
     def _look_out(self) -> None:
         """Sleep until the leader is overdue, and take its place."""
-        seen: tuple[_Turn | None, int] = None, 0
+        seen, works, beat = (self._turn, -1), 0, False
         while self._running:
             self._timer.wait()
-            self._watching = False  # before looking whether it is idle: it looks the other way round
+            self._watching = self._near = False  # before looking what the leader does: it looks the other way round
             turn = self._turn
-            if turn.idle:
-                continue
-            if turn.working is not None or seen == (turn, turn.steps):
+            if turn.working is not None:
+                overdue = monotonic() - turn.since >= _PATIENCE
+            else:
+                overdue = beat and not turn.idle and seen == (turn, turn.steps)
+            if overdue:
                 self._replace(turn)
                 self._lead()
                 return
-            seen = turn, turn.steps
-            self._watching = True
-            self._timer.arm(_BEAT)
+            near = turn.working is not None or turn.works != works
+            beat, works, seen = not near, turn.works, (turn, turn.steps)
+            if near or not turn.idle:
+                self._watch(near=near)
+
+    def _watch(self, *, near: bool) -> None:
+        self._watching, self._near = True, near
+        self._timer.arm(_PATIENCE if near else _BEAT)
 
     def _replace(self, turn: _Turn) -> None:
         with self._hands:
@@ -272,15 +284,16 @@ class Engine:
         (call, arguments), mount.due = mount.due, None
         self._let_go(turn, mount)
         identity.become_root()
+        turn.since = monotonic()
+        turn.works += 1
         turn.working = mount.pool
-        self._timer.arm(_PATIENCE)
+        if not self._near:
+            self._watch(near=True)
         mount.pool.work(call, *arguments)
         turn.working = None
         turn.steps += 1
         if not turn.ended:
             turn.serving = mount
-            self._watching = True
-            self._timer.arm(_BEAT)
 
     def _make_calls(self, turn: _Turn) -> None:
         while self._posted and not turn.ended:

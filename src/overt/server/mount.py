@@ -121,10 +121,10 @@ class Mount:
         self._next_fh = 1
         self._waiting: dict[object, list[Request]] = {}
         self._busy = 0
-        self._closed = False
+        self._closing = self._closed = False
         self.destroyed = False
         """whether the kernel has said that it is done with this mount"""
-        self._idle = threading.Condition()
+        self._idle = threading.Condition(threading.Lock())
 
     # Requests
 
@@ -194,7 +194,8 @@ class Mount:
         """The other half of `begin`; any thread."""
         with self._idle:
             self._busy -= 1
-            self._idle.notify_all()
+            if self._closing:
+                self._idle.notify_all()
 
     def submit(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
         """Have the reply to a request made by work that may block, and uses no tree; OSError becomes its errno."""
@@ -309,6 +310,7 @@ class Mount:
     def close(self) -> None:
         """The kernel is done with this mount: let go of everything, once the workers have. A worker's own thread."""
         with self._idle:
+            self._closing = True
             self._idle.wait_for(lambda: not self._busy)
             self._closed = True
         for handle in [*self.handles.values(), *self.released]:
