@@ -310,10 +310,13 @@ def patience() -> None:
 
 
 def talking() -> None:
-    """The kernel is given no time to begin to talk: a parameter here too."""
-    from overt.server import service
+    """The kernel does not begin to talk."""
+    from overt.server.mount import Mount
 
-    service._START = 0.0
+    def negotiate(self, seconds):
+        raise OSError(errno.ETIMEDOUT, "the kernel did not begin to talk")
+
+    Mount.negotiate = negotiate
 
 
 def settling() -> None:

@@ -34,9 +34,7 @@ from overt.host.timer import Timer
 from overt.server import identity
 from overt.server.data import tidy
 from overt.server.events import Events
-from overt.server.handlers import TABLE
 from overt.server.mount import MAX_WRITE, Mount
-from overt.server.poison import serve_hidden
 from overt.server.pool import Pool
 from overt.tree.layer import DescriptorCache
 
@@ -126,14 +124,8 @@ class Engine:
 
     def add(self, mount: Mount) -> None:
         """Serve a mount from now on; any thread."""
-        mount.handlers = TABLE
-        mount.serve_hidden = serve_hidden
-
-        def enter() -> None:
-            self.mounts[mount.fd] = mount
-            self._epoll.register(mount.fd, select.EPOLLIN)
-
-        self.post(enter)
+        self.mounts[mount.fd] = mount
+        self._epoll.register(mount.fd, select.EPOLLIN)
 
     def stop(self) -> None:
         """Make `run` return; any thread."""

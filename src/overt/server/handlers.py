@@ -14,13 +14,10 @@ def init(mount: Mount, request: Request) -> bytes | None:
     try:
         reply = mount.session.init(request)
     except Refused as refusal:
-        mount.ready(str(refusal))
+        mount.refused = str(refusal)
         return refusal.reply or None
     mount.passthrough = bool(mount.session.flags & fuse.FUSE_PASSTHROUGH)
-    mount.send(reply)
-    if mount.session.ready:
-        mount.ready(None)
-    return None
+    return reply
 
 
 def destroy(mount: Mount, request: Request) -> bytes:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -113,7 +114,8 @@ class Mount:
         """further descriptors that live as long as the mount"""
         self.handlers: list[Handler] = []
         self.serve_hidden: Handler = _nobody
-        self.ready: Callable[[str | None], None] = lambda problem: None
+        self.refused = ""
+        """why nothing came of the negotiation with the kernel"""
         self.gone = False
         """whether the kernel is done with it"""
         self.due: Work | None = None
@@ -127,6 +129,21 @@ class Mount:
         self._idle = threading.Condition(threading.Lock())
 
     # Requests
+
+    def negotiate(self, seconds: float) -> None:
+        """Answer the kernel's first words, INIT; before any other thread handles requests of this mount.
+
+        OSError if it does not say them within `seconds`, or has too old a protocol.
+        """
+        buffer = bytearray(fuse.FUSE_MIN_READ_BUFFER)
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        while not self.session.ready:
+            if not poll.poll(seconds * 1000):
+                raise OSError(errno.ETIMEDOUT, "the kernel did not begin to talk")
+            self.handle(buffer, os.readv(self.fd, [buffer]))
+            if self.refused:
+                raise OSError(errno.EPROTO, self.refused)
 
     def handle(self, buffer: bytearray, size: int) -> None:
         """Serve one request that was read into `buffer`."""

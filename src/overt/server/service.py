@@ -18,9 +18,10 @@ from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
+from overt.server.handlers import TABLE
 from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_unseen, remove_work, volatile_mark
 from overt.server.mount import Mount
-from overt.server.poison import new_number
+from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
 from overt.server.watchdog import Watchdog
@@ -138,21 +139,15 @@ class Service:
         mount.held = layers.held
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
-        started = threading.Event()
-        problems: list[str] = []
-
-        def ready(problem: str | None) -> None:
-            if problem:
-                problems.append(problem)
-            started.set()
-
-        mount.ready = ready
-        self.engine.add(mount)
-        if not started.wait(_START):
-            problems.append("the kernel did not begin to talk")
-        if problems:
-            os.close(connection.mount)
-            raise Refusal(f"mount: {problems[0]}")
+        mount.handlers = TABLE
+        mount.serve_hidden = serve_hidden
+        try:
+            mount.negotiate(_START)
+        except OSError as error:
+            os.close(connection.mount)  # the kernel then ends the connection, and the engine closes the mount
+            raise Refusal(f"mount: {error.strerror}") from None
+        finally:
+            self.engine.add(mount)
         if not mount.device:
             mount.device = os.fstat(connection.mount).st_dev
         self._find_out_about_syncfs(mount, connection.mount)
