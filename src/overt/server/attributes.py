@@ -73,7 +73,7 @@ def setattr_(mount: Mount, request: Request) -> Reply:
             os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
     if valid & fuse.FATTR_MODE:
         _chmod(tree, node, stat.S_IMODE(mode))
-    elif valid & fuse.FATTR_KILL_SUIDGID:
+    elif valid & fuse.FATTR_KILL_SUIDGID and (request.uid or not valid & (fuse.FATTR_UID | fuse.FATTR_GID)):
         drop_privileges(tree, node, request)
     if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
         times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
