@@ -20,10 +20,12 @@ def test_layers_are_listed_uppermost_first() -> None:
         ("volatile", {"fsync": "volatile"}), ("fsync=volatile", {"fsync": "volatile"}),
         ("volatile,fsync=volatile", {"fsync": "volatile"}), ("fsync=strict", {"fsync": "strict"}),
         ("fsync=auto", {}), ("ro", {"read_only": True}), ("nopassthrough", {"passthrough": False}),
-        ("userxattr", {"user_xattr": True}), ("fsync=strict,fsync=strict", {"fsync": "strict"}),
+        ("userxattr", {"user_xattr": True, "redirect_dir": "nofollow"}),
+        ("fsync=strict,fsync=strict", {"fsync": "strict"}),
         ("nosuid,nodev,noexec", {"no_suid": True, "no_dev": True, "no_exec": True}),
         ("unseen=refuse", {"unseen": "refuse"}), ("rw,relatime,defaults,_netdev", {}), ("", {}), (",,", {}),
-        ("index=off,redirect_dir=off,metacopy=off,nfs_export=off,xino=off", {}),
+        ("index=off,metacopy=off,nfs_export=off,xino=off", {}),
+        ("redirect_dir=on", {"redirect_dir": "on"}), ("redirect_dir=off", {"redirect_dir": "off"}),
     ],
 )  # fmt: skip
 def test_understood(text: str, option: dict[str, object]) -> None:
@@ -39,6 +41,9 @@ def test_understood(text: str, option: dict[str, object]) -> None:
         (f"{LAYERS},fsync=sometimes", "auto, strict, volatile"), (f"{LAYERS},unseen=x", "record, refuse"),
         (f"{LAYERS},volatile,fsync=auto", "contradict"), (f"{LAYERS},upperdir=/v", "upperdir= is given twice"),
         ("lowerdir=/a,volatile", "there is no upperdir="), (f"{LAYERS},index=on", "unknown option 'index=on'"),
+        (f"{LAYERS},redirect_dir=maybe", "on, follow, nofollow, off"),
+        (f"{LAYERS},redirect_dir=on,userxattr", "redirect_dir=on needs trusted xattrs"),
+        (f"{LAYERS},redirect_dir=follow,userxattr", "contradict"),
         (f"{LAYERS},ro=1", "unknown option 'ro=1'"), (f"{LAYERS},noatime=off", "unknown option"),
     ],
 )  # fmt: skip

@@ -3,6 +3,8 @@
 import os
 from typing import NamedTuple
 
+from overt.overlay import redirect
+
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
 
@@ -11,7 +13,9 @@ _IGNORED = {
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
-_OFF = {"index", "redirect_dir", "metacopy", "nfs_export", "xino"}
+_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir")
+
+_OFF = {"index", "metacopy", "nfs_export", "xino"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
 
 
@@ -35,11 +39,21 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+    redirect_dir: str = redirect.FOLLOW
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""
         places = [None if path is None else os.path.abspath(path) for path in (self.upper, self.work)]
         return self._replace(lower=tuple(map(os.path.abspath, self.lower)), upper=places[0], work=places[1])
+
+    def with_user_xattrs(self) -> "Options":
+        """The same with marks that whoever owns a file can make: what they say of other files is not believed.
+
+        Raises OptionError if that was asked for (ovl_fs_params_verify).
+        """
+        if self.redirect_dir == redirect.ON:
+            raise OptionError("redirect_dir=on needs trusted xattrs: leave it out where they cannot be had (userxattr)")
+        return self._replace(user_xattr=True, redirect_dir=redirect.NOFOLLOW)
 
     @property
     def volatile(self) -> bool:
@@ -74,7 +88,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     flags: set[str] = set()
     for item in _items(text):
         key, equals, value = item.partition("=")
-        if key in ("lowerdir", "upperdir", "workdir", "fsync", "unseen"):
+        if key in _VALUED:
             if not value:
                 raise OptionError(f"{key}= needs a value")
             if values.get(key, value) != value:
@@ -87,6 +101,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
     _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
+    _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
         raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")
     if "lowerdir" not in values:
@@ -101,10 +116,16 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
         raise OptionError("workdir= is given without upperdir=")
     if fsync == "volatile" and not upper:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
-    return Options(
+    options = Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
-        "nopassthrough" not in flags, "userxattr" in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        "nopassthrough" not in flags, False, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        values.get("redirect_dir", redirect.FOLLOW),
     )  # fmt: skip
+    if "userxattr" not in flags:
+        return options
+    if values.get("redirect_dir") == redirect.FOLLOW:
+        raise OptionError("redirect_dir=follow and userxattr contradict each other: give one of them")
+    return options.with_user_xattrs()
 
 
 def _items(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from overt.host import mounts, process
 from overt.host.files import syncfs
 from overt.ledger import UpperError
-from overt.overlay.options import Options
+from overt.overlay.options import OptionError, Options
 from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
@@ -85,7 +85,10 @@ class Service:
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
             # As for kernel overlayfs: trusted xattrs are not to be had there.
-            options = options._replace(user_xattr=True)
+            try:
+                options = options.with_user_xattrs()
+            except OptionError as error:
+                raise Refusal(str(error)) from None
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
@@ -113,7 +116,9 @@ class Service:
                 remove_work(base)
             layers.close()
             raise
-        tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
+        tree = Tree(
+            layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir
+        )
         pool = self._pool(upper.s_dev if upper is not None else 0)
         mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
         mount.held = layers.held

@@ -5,8 +5,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 
-from overt.overlay import marks
+from overt.overlay import marks, redirect
 from overt.overlay.listing import Entry
+from overt.tree.follow import Search, open_place, place_of
 from overt.tree.kept import Kept
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
@@ -43,6 +44,7 @@ class Tree:
         cache: DescriptorCache,
         *,
         sync: str = "auto",
+        redirect_dir: str = redirect.FOLLOW,
         inline_copy: int = 1 << 18,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
@@ -55,6 +57,9 @@ class Tree:
         self.work = work
         self.cache = cache
         self.sync = sync
+        self.follows = redirect_dir != redirect.NOFOLLOW
+        self.redirects = redirect_dir == redirect.ON
+        """whether a directory with a lower part can be renamed"""
         self.inline_copy = inline_copy
         self.nodes: dict[int, Node] = {}
         self.upper_files: dict[object, Node] = {}
@@ -70,7 +75,7 @@ class Tree:
         indices = tuple(sorted(self.layers))
         for index in indices:
             self._devices.setdefault(self.layers[index].device, len(self._devices))
-        self._bottom = indices[-1]
+        self.bottom = indices[-1]
         top_lower = self.layers[max(indices[0], UPPER + 1)]
         self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
         self.root.lookups = 1
@@ -168,6 +173,10 @@ class Tree:
                 break
             fd = node.fds.get(layer)
             if fd is not None:
+                break
+            if node.places is not None and layer in node.places:
+                fd = open_place(self.layers[layer].root, node.places[layer])
+                self.cache.hold(node.fds, layer, fd)
                 break
             chain.append(node)
             assert node.parent is not None
@@ -278,8 +287,9 @@ class Tree:
                 continue
             mode = st.st_mode
             if mode & _IFMT != stat.S_IFDIR:
-                if top is None and not self._whiteout(layer, directory, name, st):
-                    self.layers[layer].must_have_data(directory, name, st)
+                if top is None and not self.is_whiteout(layer, directory, name, st):
+                    if self.layers[layer].lacks_data(directory, name, st):
+                        return self._follow(parent, name)
                     top = st
                     found.append(layer)
                 break
@@ -288,13 +298,31 @@ class Tree:
                 top = st
             elif second is None:
                 second = st
-            if layer != self._bottom and self.layers[layer].is_opaque(directory, name):
-                break
+            if layer != self.bottom:
+                below = self.layers[layer].below(directory, name)
+                if below == marks.HIDES:
+                    break
+                if below == marks.ELSEWHERE:
+                    return self._follow(parent, name)
         if top is None:
             return None
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
-    def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
+    def _follow(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result] | None:
+        """The same for a name of which a layer says that there is more to it elsewhere."""
+        search = Search(self, parent, name).run()
+        found = search.found
+        if not found:
+            return None
+        layers = tuple(part.layer for part in found)
+        below = found[1].st if len(found) > 1 and layers[0] == UPPER else None
+        node = self.enter(parent, name, layers, found[0].st, below)
+        node.places = {part.layer: part.place for part in found[1:]}
+        node.redirect = search.upper_redirect
+        return node, found[0].st
+
+    def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
+        """Whether a file of a layer says that the name is gone."""
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return True
         return self.layers[layer].is_xattr_whiteout(directory, name, st)
@@ -437,6 +465,12 @@ class Tree:
             os.close(fd)
         node.fds.clear()
         node.layers = (UPPER,)
+        node.places = node.redirect = None
+
+    def keep_places(self, node: Node) -> None:
+        """Remember where a directory's lower parts are, which stay there when it is renamed."""
+        if node.is_dir and node.merged:
+            node.places = {layer: place_of(node, layer) for layer in node.layers if layer != UPPER}
 
     def temporary(self) -> bytes:
         """A name for use in the work directory, in overlayfs's manner."""

@@ -1,0 +1,149 @@
+"""Look-ups that marks lead elsewhere: what a redirect, in whichever layer, says of the layers below it (ovl_lookup).
+
+`Tree._discover` knows what is needed of nearly every name, and leaves a name to this module when one of its layers
+carries a redirect or has a file without its data. A path is followed name by name, each in one directory descriptor and
+never through a symlink: nothing leads out of a layer.
+"""
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from overt.overlay import marks, redirect
+from overt.tree.layer import UPPER
+
+if TYPE_CHECKING:
+    from overt.tree.node import Node
+    from overt.tree.tree import Tree
+
+Place = tuple[bytes, ...]
+"""the names that lead to a file from the root of its layer"""
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Found(NamedTuple):
+    """A file of one layer."""
+
+    layer: int
+    place: Place
+    st: os.stat_result
+
+
+def place_of(node: "Node", layer: int) -> Place:
+    """Where a directory is in one of its layers."""
+    names: list[bytes] = []
+    while node.parent is not None:
+        if node.places is not None and layer in node.places:
+            return (*node.places[layer], *reversed(names))
+        names.append(node.name)
+        node = node.parent
+    return tuple(reversed(names))
+
+
+def open_place(root: int, place: Place) -> int:
+    """An O_PATH descriptor of the directory at `place` below `root`."""
+    fd = -1
+    for name in place or (b".",):
+        above, fd = fd, os.open(name, _DIRECTORY, dir_fd=root if fd < 0 else fd)
+        if above >= 0:
+            os.close(above)
+    return fd
+
+
+class Search:
+    """One look-up on its way down the layers (struct ovl_lookup_data)."""
+
+    def __init__(self, tree: "Tree", parent: "Node", name: bytes) -> None:
+        self.tree = tree
+        self.parent = parent
+        self.name = name
+        """what to look for in the next layer: a name in the parent's directory there, or a path from the root"""
+        self.found: list[Found] = []
+        """the parts of a merged directory, or one file, uppermost first"""
+        self.redirect: bytes | None = None
+        """where the layers below are to be searched instead"""
+        self.upper_redirect: bytes | None = None
+        self._is_dir = self._stop = False
+
+    def run(self) -> "Search":
+        """Ask all layers that have to be asked; EPERM where a redirect would have to be followed and must not be."""
+        layers = self.parent.layers
+        while layers and not self._stop:
+            layer, layers = layers[0], layers[1:]
+            if layer != UPPER:
+                self._must_follow()
+            part = self._in_layer(layer)
+            if part is not None:
+                self.found.append(part)
+            if layer == UPPER:
+                self.upper_redirect = self.redirect
+            if self.redirect is not None and self.redirect.startswith(b"/"):
+                layers = tuple(index for index in self.tree.root.layers if index > layer)
+        self._must_follow()
+        return self
+
+    def _must_follow(self) -> None:
+        if self.redirect is not None and not self.tree.follows:
+            raise OSError(errno.EPERM, "a redirected directory")
+
+    def _in_layer(self, layer: int) -> Found | None:
+        path = self.name
+        if not path.startswith(b"/"):
+            st = self._element(layer, self.tree.dir_fd(self.parent, layer), path, b"")
+            return Found(layer, (*place_of(self.parent, layer), path), st) if st is not None else None
+        place = tuple(path[1:].split(b"/"))
+        directory, rest = self.tree.layers[layer].root, path
+        opened = -1
+        try:
+            for number, name in enumerate(place):
+                rest = rest[len(name) + 1 :]
+                st = self._element(layer, directory, name, rest)
+                if st is None:
+                    return None
+                if number == len(place) - 1:
+                    return Found(layer, place, st)
+                above, opened = opened, os.open(name, _DIRECTORY, dir_fd=directory)
+                directory = opened
+                if above >= 0:
+                    os.close(above)
+            return None
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    def _element(self, layer: int, directory: int, name: bytes, rest: bytes) -> os.stat_result | None:
+        """Look for one name of the path, which `rest` follows, and learn what it says of the layers below."""
+        last = not rest
+        try:
+            st = os.stat(redirect.checked_name(name), dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                return None
+            raise
+        if self.tree.is_whiteout(layer, directory, name, st):
+            self._stop = True
+            return None
+        if not stat.S_ISDIR(st.st_mode):
+            self._stop = True
+            return None if self._is_dir or not last else self._file(layer, directory, name, st)
+        self._is_dir = self._is_dir or last
+        if layer == self.tree.bottom:
+            return st
+        found_in = self.tree.layers[layer]
+        if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES:
+            self._stop = True
+            return st
+        value = found_in.mark(directory, name, marks.REDIRECT)
+        if value is not None:
+            value = redirect.checked(value)
+            self.name = self.redirect = redirect.onward(self.name, name, rest, value)
+            if value.startswith(b"/"):
+                self._stop = False  # whatever was opaque above: this says where to go on
+        return st
+
+    def _file(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> os.stat_result:
+        if self.tree.layers[layer].lacks_data(directory, name, st):
+            raise OSError(errno.EPERM, "a file without its data")
+        return st
