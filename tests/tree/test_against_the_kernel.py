@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from .ground import Ground, Layers
-from .twins import Operation, Twin, build, everything, layer, operations, resolve
+from .twins import Operation, Twin, build, everything, layer, listed_otherwise, operations, resolve
 
 _SETTINGS = settings(
     deadline=None,
@@ -46,11 +46,11 @@ def compare(
 
 def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
     """The same on layers that overt mounts and on ones that the kernel mounts; then each is shown to the other."""
-    mine = Twin(ours.mount())
+    mine = Twin(ours.mount(), ours.lowers)
     with theirs.kernel() as path:
-        its = Twin(path)
+        its = Twin(path, theirs.lowers)
         try:
-            assert everything(mine.root) == everything(its.root)
+            assert everything(mine) == everything(its)
             for operation in doing:
                 operation = resolve(operation, its.root)
                 result, expected = mine.perform(operation), its.perform(operation)
@@ -60,14 +60,16 @@ def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
                         twin.do_close(operation[2])
                     continue
                 assert result == expected, operation
-            last = everything(its.root)
-            assert everything(mine.root) == last
+            last = everything(its)
+            assert everything(mine) == last
         finally:
             mine.close()
             its.close()
     with ours.kernel() as path:
-        assert everything(path) == last
-    assert everything(theirs.mount()) == last
+        assert everything(Twin(path, ours.lowers)) == last
+    path = theirs.mount()
+    assert not listed_otherwise(path)
+    assert everything(Twin(path, theirs.lowers)) == last
     theirs.umount()
 
 

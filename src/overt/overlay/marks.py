@@ -10,6 +10,10 @@ WHITEOUT = b"whiteout"
 
 REDIRECT = b"redirect"
 """A directory or a file without its data that was renamed: its lower part is to be found under another name."""
+ORIGIN = b"origin"
+"""A copy: the file handle of what it was copied from."""
+IMPURE = b"impure"
+"""A directory in which there are copies, whose inode numbers are not their own; its value is ``y``."""
 METACOPY = b"metacopy"
 """A file that was copied up without its data (metacopy=on): what it holds itself is a hole."""
 

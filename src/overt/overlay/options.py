@@ -7,15 +7,17 @@ from overt.overlay import redirect
 
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
+XINO_MODES = ("auto", "on", "off")
+"""inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ"""
 
 _IGNORED = {
     "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
-_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir")
+_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "xino")
 
-_OFF = {"index", "metacopy", "nfs_export", "xino"}
+_OFF = {"index", "metacopy", "nfs_export"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
 
 
@@ -101,6 +103,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
     _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
+    _one_of("xino", values.get("xino", "auto"), XINO_MODES)
     _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
         raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")

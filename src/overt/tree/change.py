@@ -184,6 +184,7 @@ def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.st
     """mkdir(2)."""
     _make(tree, parent, name, lambda directory, as_name: os.mkdir(as_name, mode, dir_fd=directory), directory=True)
     made = _look(tree, parent, name)
+    made[0].impure = False
     made[0].listing = Listing([])  # so that nobody asks the layer whether the first names in it are there
     tree.kept.keep(made[0])
     return made
@@ -220,6 +221,8 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
             source, known = tree.at(node)
             os.link(known, as_name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
+    if tree.has_origin(node):
+        tree.make_impure(parent)
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
@@ -350,12 +353,16 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
     upper = tree.dir_fd(parent, UPPER)
     hidden_here = hidden_below(tree, parent, name)
     hidden_there = hidden_below(tree, new_parent, new_name)
+    if tree.has_origin(node):
+        tree.make_impure(new_parent)
     if exchange:
         assert target is not None
         copy_up(tree, target)
         same = parent is new_parent
         _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=same)
         _prepare_to_move(tree, target, (new_upper, new_name), hidden=hidden_here, same=same)
+        if tree.has_origin(target):
+            tree.make_impure(parent)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
         _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
         return

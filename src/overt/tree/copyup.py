@@ -53,6 +53,8 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     target = tree.dir_fd(node.parent, UPPER)
     times = _times(target)
+    if _keeps_number(st):
+        tree.make_impure(node.parent)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
@@ -72,6 +74,19 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     with contextlib.suppress(OSError):
         utimensat(target, b".", *times)
     _settle(tree, node, st, done, opened)
+
+
+def _keeps_number(st: os.stat_result) -> bool:
+    """Whether a copy is the same file to everybody: not one of the other names that a lower file has."""
+    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1
+
+
+def _origin(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> bytes | None:
+    """What is to be written down of where a copy comes from; None for nothing."""
+    mode = st.st_mode
+    if not _keeps_number(st) or (tree.prefix == marks.USER_PREFIX and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
+        return None
+    return tree.handles.of(tree.layers[node.layer], directory, name)
 
 
 def _open_again(node: Node, copy: int) -> Opened:
@@ -132,13 +147,18 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
         return prepared
     length = st.st_size if limit is None else min(st.st_size, limit)
     flush = tree.sync == "strict" or (tree.sync == "auto" and length > 0)
-    if not flush and length <= tree.inline_copy:
-        source = tree.open(node, os.O_RDONLY)
-        return _copy(tree, source, st, length, flush=False)
     source = tree.open(node, os.O_RDONLY)
+    try:
+        origin = _origin(tree, node, st, source, b"")
+    except OSError:
+        os.close(source)
+        raise
 
     def work() -> int:
-        return _copy(tree, source, st, length, flush=flush)
+        return _copy(tree, source, st, length, origin, flush=flush)
+
+    if not flush and length <= tree.inline_copy:
+        return work()
 
     def finish(copy: object) -> None:
         tree.prepared[node, limit] = copy
@@ -146,7 +166,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     raise Later((node, limit), work, finish)
 
 
-def _copy(tree: Tree, source: int, st: os.stat_result, length: int, *, flush: bool) -> int:
+def _copy(tree: Tree, source: int, st: os.stat_result, length: int, origin: bytes | None, *, flush: bool) -> int:
     """A nameless copy, in the work directory, of `length` bytes and all attributes of `source`, which is closed."""
     try:
         copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
@@ -154,6 +174,8 @@ def _copy(tree: Tree, source: int, st: os.stat_result, length: int, *, flush: bo
             _copy_data(source, copy, length)
             os.fchown(copy, st.st_uid, st.st_gid)
             _copy_xattrs(tree, source, copy)
+            if origin is not None:
+                os.setxattr(copy, tree.prefix + marks.ORIGIN, origin)
             os.fchmod(copy, stat.S_IMODE(st.st_mode))
             os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
             if flush:
@@ -247,6 +269,9 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
+        origin = _origin(tree, node, st, source, name)
+        if origin is not None:
+            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + marks.ORIGIN, origin, follow_symlinks=False)
         carry(tree, source, name, st, temporary)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)

@@ -24,6 +24,7 @@ class Node:
         "fds",
         "handles",
         "id",
+        "impure",
         "ino",
         "key",
         "layer",
@@ -63,6 +64,8 @@ class Node:
         """layers in which the directory is not where its name says, and the names that lead there from the root"""
         self.redirect: bytes | None = None
         """what its mark in the upper says of that"""
+        self.impure: bool | None = None
+        """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
         self.children: dict[bytes, Node] | None = None
         self.fds: dict[int, int] = {}
         self.links: set[tuple[Node, bytes]] | None = None

@@ -6,10 +6,12 @@ import stat
 from collections.abc import Callable, Iterable
 
 from overt.overlay import marks, redirect
-from overt.overlay.listing import Entry
+from overt.overlay.listing import DT_DIR, Entry
+from overt.overlay.numbers import Numbers
 from overt.tree.follow import Search, open_place, place_of
+from overt.tree.handles import Handles
 from overt.tree.kept import Kept
-from overt.tree.layer import UPPER, DescriptorCache, Layer
+from overt.tree.layer import UPPER, DescriptorCache, Layer, xattr_path
 from overt.tree.node import ROOT_ID, Node
 
 Work = Callable[[], object]
@@ -67,17 +69,16 @@ class Tree:
         self.prepared: dict[tuple[Node, int | None], object] = {}
         self.origins: dict[object, int] = {}
         """key of an upper file -> the inode number that the file had before it was copied up"""
+        self.handles = Handles(self.layers.values())
         self.changed: list[int] = []
         """nodes whose attributes changed without the kernel knowing; the server tells it"""
-        self._devices: dict[int, int] = {}
         self._last_id = ROOT_ID
         self._temporary = 0
         indices = tuple(sorted(self.layers))
-        for index in indices:
-            self._devices.setdefault(self.layers[index].device, len(self._devices))
+        self._number = Numbers([self.layers[index].device for index in indices], upper=UPPER in self.layers).shown
         self.bottom = indices[-1]
-        top_lower = self.layers[max(indices[0], UPPER + 1)]
-        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
+        top = self.layers[indices[0]]
+        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top.root)))
         self.root.lookups = 1
         self.root.fds = {index: layer.root for index, layer in self.layers.items()}
         self.nodes[ROOT_ID] = self.root
@@ -95,6 +96,7 @@ class Tree:
         self.nodes.clear()
         for layer in self.layers.values():
             layer.close()
+        self.handles.close()
         if self.work >= 0:
             os.close(self.work)
 
@@ -227,17 +229,22 @@ class Tree:
 
     def ino(self, st: os.stat_result) -> int:
         """The inode number to show: the file's own, marked with its device where layers are on several."""
-        index = self._devices.get(st.st_dev)
-        if index is None:
-            index = self._devices[st.st_dev] = len(self._devices)
-        return st.st_ino if index == 0 else st.st_ino | index << 56
+        return self._number(st.st_dev, st.st_ino)
 
     def listed_ino(self, directory: Node, entry: Entry) -> int:
         """The inode number to show beside a name in a listing."""
         child = directory.children.get(entry.name) if directory.children else None
         if child is not None:
             return child.ino
-        return entry.ino | self._devices[self.layers[entry.layer].device] << 56
+        if entry.layer == UPPER and (self.is_impure(directory) or (entry.kind == DT_DIR and directory.merged)):
+            try:
+                found = self.find(directory, entry.name)
+            except OSError:  # the name is listed all the same, and whoever looks it up is told
+                found = None
+            if found is not None:
+                self.unused(found[0])
+                return found[0].ino
+        return self._number(self.layers[entry.layer].device, entry.ino)
 
     # From a name to a node
 
@@ -292,6 +299,8 @@ class Tree:
                         return self._follow(parent, name)
                     top = st
                     found.append(layer)
+                    if layer == UPPER and parent.impure is not False and self.is_impure(parent):
+                        second = self.origin_of(directory, name, st)
                 break
             found.append(layer)
             if top is None:
@@ -321,6 +330,31 @@ class Tree:
         node.redirect = search.upper_redirect
         return node, found[0].st
 
+    def is_impure(self, directory: Node) -> bool:
+        """Whether there may be copies in the upper part of a directory."""
+        if directory.impure is None:
+            directory.impure = directory.layer == UPPER and (
+                self.layers[UPPER].mark(self.dir_fd(directory, UPPER), b".", marks.IMPURE) is not None
+            )
+        return directory.impure
+
+    def make_impure(self, directory: Node) -> None:
+        """A copy is about to come into the upper part of a directory (ovl_set_impure)."""
+        if not self.is_impure(directory):
+            os.setxattr(xattr_path(self.dir_fd(directory, UPPER), b"."), self.prefix + marks.IMPURE, b"y")
+            directory.impure = True
+
+    def has_origin(self, node: Node) -> bool:
+        """Whether a file of the upper, or a directory's upper part, is a copy."""
+        return node.merged if node.is_dir else node.key in self.origins
+
+    def origin_of(self, directory: int, name: bytes, st: os.stat_result) -> os.stat_result | None:
+        """The lower file that one of the upper, which is `st`, is a copy of; None where that is not known."""
+        if self._key(st) in self.origins:
+            return None  # the number is known already
+        value = self.layers[UPPER].mark(directory, name, marks.ORIGIN)
+        return self.handles.find(value, st.st_mode) if value else None
+
     def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
         """Whether a file of a layer says that the name is gone."""
         if marks.is_whiteout(st.st_mode, st.st_rdev):
@@ -337,8 +371,8 @@ class Tree:
     ) -> Node:
         """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
 
-        `below` is the lower directory that one in the upper is merged with: its inode number is shown, so that a
-        copy-up changes nothing.
+        `below` is the lower directory that one in the upper is merged with, or the file that it is a copy of: its inode
+        number is shown, so that a copy-up changes nothing.
         """
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
@@ -347,8 +381,10 @@ class Tree:
             if node is not None:
                 self._name(node, parent, name)
                 return node
-            ino = self.ino(st)
-            if self.origins:
+            ino = self.ino(below or st)
+            if below is not None:
+                self.origins[key] = ino
+            elif self.origins:
                 ino = self.origins.get(key, ino)
         else:
             ino = self.ino(below or st)
@@ -389,6 +425,7 @@ class Tree:
                 node.parent.listing.add(entry._replace(layer=UPPER))
         if node.is_dir:
             node.layers = (UPPER, *node.layers)
+            node.impure = False
         else:
             node.layers = (UPPER,)
             node.key = self._key(st)
@@ -466,6 +503,7 @@ class Tree:
         node.fds.clear()
         node.layers = (UPPER,)
         node.places = node.redirect = None
+        node.impure = False
 
     def keep_places(self, node: Node) -> None:
         """Remember where a directory's lower parts are, which stay there when it is renamed."""
