@@ -24,7 +24,9 @@ def test_layers_are_listed_uppermost_first() -> None:
         ("fsync=strict,fsync=strict", {"fsync": "strict"}),
         ("nosuid,nodev,noexec", {"no_suid": True, "no_dev": True, "no_exec": True}),
         ("unseen=refuse", {"unseen": "refuse"}), ("rw,relatime,defaults,_netdev", {}), ("", {}), (",,", {}),
-        ("index=off,metacopy=off,nfs_export=off,xino=off", {}),
+        ("index=off,metacopy=off,nfs_export=off,xino=off", {}), ("xino=on", {}), ("xino=auto", {}),
+        ("metacopy=on", {"metacopy": True, "redirect_dir": "on"}),
+        ("metacopy=on,redirect_dir=on", {"metacopy": True, "redirect_dir": "on"}),
         ("redirect_dir=on", {"redirect_dir": "on"}), ("redirect_dir=off", {"redirect_dir": "off"}),
     ],
 )  # fmt: skip
@@ -35,7 +37,13 @@ def test_understood(text: str, option: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("", "lowerdir= is missing"), ("lowerdir=", "lowerdir= needs a value"), ("lowerdir=/a::/b", "empty layer"),
+        ("", "lowerdir= is missing"), ("lowerdir=", "lowerdir= needs a value"),
+        ("lowerdir=/a:::/b", "empty layer"), ("lowerdir=/a::", "empty layer"),
+        ("lowerdir=::/a", "empty layer"), ("lowerdir=/a::/b:/c", "a layer after a data-only one"),
+        ("lowerdir=:/a", "empty layer"), ("lowerdir=/a,lowerdir+=/b", "contradict"), ("datadir+=/d", "is missing"),
+        ("lowerdir+=/a,datadir+=", "datadir+= needs a value"),
+        (f"{LAYERS},metacopy=perhaps", "on, off"), (f"{LAYERS},metacopy=on,redirect_dir=follow", "contradict"),
+        (f"{LAYERS},metacopy=on,userxattr", "metacopy=on needs trusted xattrs"),
         ("lowerdir=/a,upperdir=/u", "needs workdir="), ("lowerdir=/a,workdir=/w", "without upperdir="),
         (f"{LAYERS},colour=blue", "unknown option 'colour=blue'"), (f"{LAYERS},shiny", "unknown option 'shiny'"),
         (f"{LAYERS},fsync=sometimes", "auto, strict, volatile"), (f"{LAYERS},unseen=x", "record, refuse"),
@@ -60,6 +68,18 @@ def test_sloppily_unknown_options_are_passed_over() -> None:
 def test_backslashes_carry_colons_and_commas() -> None:
     options = parse(r"lowerdir=/a\:b:/c\,d:/e\\f,upperdir=/u,workdir=/w")
     assert options.lower == ("/a:b", "/c,d", "/e\\f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lowerdir=/a:/b::/d::/e", "lowerdir+=/a,lowerdir+=/b,datadir+=/d,datadir+=/e",
+        "lowerdir=/a:/b,datadir+=/d,datadir+=/e", "lowerdir=/a:/b::/d,datadir+=/e",
+    ],
+)  # fmt: skip
+def test_data_only_layers_are_named_apart(text: str) -> None:
+    options = parse(text)
+    assert (options.lower, options.data) == (("/a", "/b"), ("/d", "/e"))
 
 
 @given(st.lists(st.text("ab:,\\", min_size=1), min_size=1))

@@ -73,6 +73,8 @@ class Layers:
             self.umount()
         shutil.rmtree(self.work / "work" / "incompat", ignore_errors=True)
         asked = {option.partition("=")[0] for option in self.features.split(",")}
+        if "metacopy=on" in self.features:
+            asked.add("redirect_dir")  # it is on then, and off would contradict it
         rest = [option for option in KERNEL.split(",") if option.partition("=")[0] not in asked]
         words = ",".join(filter(None, (self.words, self.features, *rest)))
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", words, str(self.path)], check=True, timeout=30)

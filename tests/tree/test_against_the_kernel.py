@@ -46,9 +46,10 @@ def compare(
 
 def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
     """The same on layers that overt mounts and on ones that the kernel mounts; then each is shown to the other."""
-    mine = Twin(ours.mount(), ours.lowers)
+    touches = "metacopy=on" in ours.features
+    mine = Twin(ours.mount(), ours.lowers, touches=touches)
     with theirs.kernel() as path:
-        its = Twin(path, theirs.lowers)
+        its = Twin(path, theirs.lowers, touches=touches)
         try:
             assert everything(mine) == everything(its)
             for operation in doing:
@@ -73,7 +74,7 @@ def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
     theirs.umount()
 
 
-FEATURES = {"plain": "", "redirects": "redirect_dir=on"}
+FEATURES = {"plain": "", "redirects": "redirect_dir=on", "metacopy": "metacopy=on"}
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)

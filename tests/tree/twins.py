@@ -27,8 +27,10 @@ Operation = tuple[Any, ...]
 class Twin:
     """One of the trees, and the files that are open in it."""
 
-    def __init__(self, root: Path, lowers: list[Path]) -> None:
+    def __init__(self, root: Path, lowers: list[Path], *, touches: bool = False) -> None:
+        """`touches`: who opens a file for writing changes its time, as the kernel does when that brings the data."""
         self.root = root
+        self.touches = touches
         self.numbers = numbers_of(lowers)
         self.open: dict[int, int] = {}
 
@@ -126,6 +128,7 @@ class Twin:
     def do_write(self, name: str, flags: int, mode: int, data: bytes) -> int:
         fd = os.open(self._at(name), flags | os.O_WRONLY | os.O_NONBLOCK, mode)
         try:
+            self._touch(fd, os.O_WRONLY)
             return os.write(fd, data)
         finally:
             os.close(fd)
@@ -138,6 +141,11 @@ class Twin:
     def do_open(self, slot: int, name: str, flags: int, mode: int) -> None:
         self.do_close(slot)
         self.open[slot] = os.open(self._at(name), flags | os.O_NONBLOCK, mode)
+        self._touch(self.open[slot], flags)
+
+    def _touch(self, fd: int, flags: int) -> None:
+        if self.touches and flags & os.O_ACCMODE != os.O_RDONLY:
+            os.utime(fd)
 
     def do_tmpfile(self, slot: int, name: str, mode: int) -> None:
         self.do_open(slot, name, os.O_TMPFILE | os.O_RDWR, mode)

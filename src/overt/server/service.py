@@ -94,7 +94,7 @@ class Service:
         account = None
         inner, base = -1, layers.work
         try:
-            refuse_own(layers.layers, options, {mount.device for mount in self.mounts})
+            refuse_own([*layers.layers, *layers.data], options, {mount.device for mount in self.mounts})
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
@@ -117,8 +117,9 @@ class Service:
             layers.close()
             raise
         tree = Tree(
-            layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir
-        )
+            layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
+            metacopy=options.metacopy, data=layers.data,
+        )  # fmt: skip
         pool = self._pool(upper.s_dev if upper is not None else 0)
         mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
         mount.held = layers.held

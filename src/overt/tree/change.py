@@ -213,6 +213,8 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     """link(2): one more name for a file, which is copied up first."""
     upper = _upper(tree, parent)
     copy_up(tree, node)
+    if node.data is not None and node.anchor < 0:
+        _set_redirect(tree, node, tree.at(node), same=False)
 
     def make(directory: int, as_name: bytes) -> None:
         if node.anchor >= 0:
@@ -389,11 +391,11 @@ def _has_lower(node: Node) -> bool:
 
 
 def _prepare_to_move(tree: Tree, node: Node, place: tuple[int, bytes], *, hidden: bool, same: bool) -> None:
-    """Write down, while a directory is still at `place`, what is to be below it when it is moved.
+    """Write down, while something is still at `place`, what is to be below it when it is moved.
 
     `hidden`: a lower layer has the new name; `same`: the new name is in the same directory.
     """
-    if _has_lower(node):
+    if _has_lower(node) or node.data is not None:
         _set_redirect(tree, node, place, same=same)
         tree.keep_places(node)
     elif node.is_dir and hidden:

@@ -65,10 +65,15 @@ class Search:
         self.redirect: bytes | None = None
         """where the layers below are to be searched instead"""
         self.upper_redirect: bytes | None = None
+        self.metacopy = False
+        """whether the file found last has no data"""
         self._is_dir = self._stop = False
 
     def run(self) -> "Search":
-        """Ask all layers that have to be asked; EPERM where a redirect would have to be followed and must not be."""
+        """Ask all layers that have to be asked.
+
+        EPERM where a mark would have to be followed and must not be, EIO where there is no data.
+        """
         layers = self.parent.layers
         while layers and not self._stop:
             layer, layers = layers[0], layers[1:]
@@ -81,12 +86,25 @@ class Search:
                 self.upper_redirect = self.redirect
             if self.redirect is not None and self.redirect.startswith(b"/"):
                 layers = tuple(index for index in self.tree.root.layers if index > layer)
+        if self.in_data_layer:
+            return self
         self._must_follow()
+        if self.metacopy:
+            raise OSError(errno.EIO, "a file without its data")
         return self
 
+    @property
+    def in_data_layer(self) -> bool:
+        """Whether the data is to be looked for, when it is wanted, in data-only layers."""
+        lower = any(part.layer != UPPER for part in self.found)
+        path = self.redirect is not None and self.redirect.startswith(b"/")
+        return self.metacopy and path and lower and bool(self.tree.data)
+
     def _must_follow(self) -> None:
+        if self.metacopy and not self.tree.metacopy:
+            raise OSError(errno.EPERM, "a file without its data")
         if self.redirect is not None and not self.tree.follows:
-            raise OSError(errno.EPERM, "a redirected directory")
+            raise OSError(errno.EPERM, "a redirect")
 
     def _in_layer(self, layer: int) -> Found | None:
         path = self.name
@@ -125,25 +143,29 @@ class Search:
         if self.tree.is_whiteout(layer, directory, name, st):
             self._stop = True
             return None
+        found_in = self.tree.layers[layer]
         if not stat.S_ISDIR(st.st_mode):
             self._stop = True
-            return None if self._is_dir or not last else self._file(layer, directory, name, st)
-        self._is_dir = self._is_dir or last
-        if layer == self.tree.bottom:
-            return st
-        found_in = self.tree.layers[layer]
-        if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES:
-            self._stop = True
-            return st
+            if self._is_dir or not last or (self.metacopy and not stat.S_ISREG(st.st_mode)):
+                return None
+            self.metacopy = found_in.lacks_data(directory, name, st)
+            self._stop = not self.metacopy
+            if self._stop or (layer == self.tree.bottom and not self.tree.data):
+                return st
+        else:
+            if last and self.metacopy:
+                self._stop = True
+                return None
+            self._is_dir = self._is_dir or last
+            if layer == self.tree.bottom:
+                return st
+            if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES:
+                self._stop = True
+                return st
         value = found_in.mark(directory, name, marks.REDIRECT)
         if value is not None:
             value = redirect.checked(value)
             self.name = self.redirect = redirect.onward(self.name, name, rest, value)
             if value.startswith(b"/"):
                 self._stop = False  # whatever was opaque above: this says where to go on
-        return st
-
-    def _file(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> os.stat_result:
-        if self.tree.layers[layer].lacks_data(directory, name, st):
-            raise OSError(errno.EPERM, "a file without its data")
         return st

@@ -6,6 +6,7 @@ it, lower layers are read-only through it whatever a caller does, and reading th
 
 import errno
 import os
+import stat
 from collections import deque
 
 from overt.host import mounts
@@ -21,7 +22,7 @@ class Layer:
     LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME | mounts.MOUNT_ATTR_NODEV
     """what the mount of a lower layer has to be; devices are opened by the kernel in front of us, and never here"""
 
-    __slots__ = ("device", "index", "prefix", "root", "xattr_whiteouts")
+    __slots__ = ("attributes_only", "device", "index", "prefix", "root", "xattr_whiteouts")
 
     def __init__(self, index: int, root: int, prefix: bytes = marks.PREFIX) -> None:
         """`root`: a descriptor of the layer on a mount of its own, which the layer closes; `prefix`: of the marks."""
@@ -30,6 +31,8 @@ class Layer:
         self.root = root
         self.device = os.fstat(self.root).st_dev
         mark = self.mark(self.root, b".", marks.OPAQUE) if index != UPPER else None
+        self.attributes_only = False
+        """whether files without their data are to be expected, so that each file is asked"""
         self.xattr_whiteouts = mark == marks.OPAQUE_WITH_XATTR_WHITEOUTS
 
     def close(self) -> None:
@@ -60,7 +63,10 @@ class Layer:
 
     def lacks_data(self, directory: int, name: bytes, st: os.stat_result) -> bool:
         """Whether another overlay has copied up the file without its data."""
-        possible = marks.may_be_metacopy(st.st_mode, st.st_size, st.st_blocks)
+        if self.attributes_only:
+            possible = stat.S_ISREG(st.st_mode)
+        else:
+            possible = marks.may_be_metacopy(st.st_mode, st.st_size, st.st_blocks)
         return possible and self.mark(directory, name, marks.METACOPY) is not None
 
     def is_xattr_whiteout(self, directory: int, name: bytes, st: os.stat_result) -> bool:

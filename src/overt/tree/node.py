@@ -20,6 +20,7 @@ class Node:
         "anchor",
         "backing",
         "children",
+        "data",
         "dropped",
         "fds",
         "handles",
@@ -64,6 +65,8 @@ class Node:
         """layers in which the directory is not where its name says, and the names that lead there from the root"""
         self.redirect: bytes | None = None
         """what its mark in the upper says of that"""
+        self.data: Any = None
+        """where the data of a file is that has only attributes in its layer (overt.tree.data.Data)"""
         self.impure: bool | None = None
         """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
         self.children: dict[bytes, Node] | None = None

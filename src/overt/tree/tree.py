@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from overt.overlay import marks, redirect
 from overt.overlay.listing import DT_DIR, Entry
 from overt.overlay.numbers import Numbers
+from overt.tree.data import NOT_YET, Data, open_data
 from overt.tree.follow import Search, open_place, place_of
 from overt.tree.handles import Handles
 from overt.tree.kept import Kept
@@ -47,13 +48,20 @@ class Tree:
         *,
         sync: str = "auto",
         redirect_dir: str = redirect.FOLLOW,
+        metacopy: bool = False,
+        data: Iterable[Layer] = (),
         inline_copy: int = 1 << 18,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
 
+        `metacopy`: copy attributes up without the data; `data`: data-only layers, in which data alone is looked for.
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
         self.layers = {layer.index: layer for layer in layers}
+        self.data = {layer.index: layer for layer in data}
+        self.metacopy = metacopy
+        for layer in self.layers.values():
+            layer.attributes_only = metacopy or bool(self.data)
         self.name_max = os.fstatvfs(next(iter(self.layers.values())).root).f_namemax
         self.prefix = next(iter(self.layers.values())).prefix
         self.work = work
@@ -75,7 +83,8 @@ class Tree:
         self._last_id = ROOT_ID
         self._temporary = 0
         indices = tuple(sorted(self.layers))
-        self._number = Numbers([self.layers[index].device for index in indices], upper=UPPER in self.layers).shown
+        devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
+        self._number = Numbers(devices, upper=UPPER in self.layers).shown
         self.bottom = indices[-1]
         top = self.layers[indices[0]]
         self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top.root)))
@@ -94,7 +103,7 @@ class Tree:
         for node in list(self.nodes.values()):
             node.close()
         self.nodes.clear()
-        for layer in self.layers.values():
+        for layer in (*self.layers.values(), *self.data.values()):
             layer.close()
         self.handles.close()
         if self.work >= 0:
@@ -220,7 +229,13 @@ class Tree:
         return "/" + "/".join(reversed(parts))
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the file in its layer. Whatever has taken its place behind our back, we do not wait for it."""
+        """Open the file where its data is. Whatever has taken its place behind our back, we do not wait for it."""
+        if node.data is not None:
+            return open_data(self, node, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return self.open_own(node, flags)
+
+    def open_own(self, node: Node, flags: int) -> int:
+        """Open the file where its attributes are."""
         flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.anchor >= 0:
             return os.open(b"/proc/self/fd/%d" % node.anchor, flags)
@@ -324,11 +339,19 @@ class Tree:
         if not found:
             return None
         layers = tuple(part.layer for part in found)
-        below = found[1].st if len(found) > 1 and layers[0] == UPPER else None
-        node = self.enter(parent, name, layers, found[0].st, below)
-        node.places = {part.layer: part.place for part in found[1:]}
+        top, below = found[0].st, found[1].st if len(found) > 1 and layers[0] == UPPER else None
+        if stat.S_ISDIR(top.st_mode):
+            node = self.enter(parent, name, layers, top, below)
+            node.places = {part.layer: part.place for part in found[1:]}
+        else:
+            node = self.enter(parent, name, layers[:1], top, below if below and below.st_nlink == 1 else None)
+            if search.in_data_layer:
+                assert search.redirect is not None
+                node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
+            elif len(found) > 1:
+                node.data = Data(layers[-1], found[-1].place)
         node.redirect = search.upper_redirect
-        return node, found[0].st
+        return node, top
 
     def is_impure(self, directory: Node) -> bool:
         """Whether there may be copies in the upper part of a directory."""
