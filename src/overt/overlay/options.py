@@ -7,6 +7,7 @@ from overt.overlay import redirect
 
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
+WHITEOUT_MODES = ("overlay", "oci")
 XINO_MODES = ("auto", "on", "off")
 """inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ"""
 
@@ -15,7 +16,7 @@ _IGNORED = {
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
-_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino")
+_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts")
 _REPEATED = ("lowerdir+", "datadir+")
 
 _OFF = {"index", "nfs_export"}
@@ -44,6 +45,8 @@ class Options(NamedTuple):
     no_exec: bool = False
     redirect_dir: str = redirect.FOLLOW
     metacopy: bool = False
+    whiteout_files: bool = False
+    """lower layers may have whiteouts as image layers have them (overt.overlay.images)"""
     data: tuple[str, ...] = ()
     """data-only lower layers"""
 
@@ -114,6 +117,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     _one_of("fsync", fsync, FSYNC_MODES)
     _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
     _one_of("xino", values.get("xino", "auto"), XINO_MODES)
+    _one_of("whiteouts", values.get("whiteouts", "overlay"), WHITEOUT_MODES)
     _one_of("metacopy", values.get("metacopy", "off"), ("on", "off"))
     _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
@@ -135,7 +139,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     options = Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
         "nopassthrough" not in flags, False, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
-        redirect_dir, metacopy, data,
+        redirect_dir, metacopy, values.get("whiteouts") == "oci", data,
     )  # fmt: skip
     if "userxattr" not in flags:
         return options

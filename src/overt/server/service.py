@@ -24,6 +24,7 @@ from overt.server.poison import new_number
 from overt.server.pool import Pool
 from overt.server.syncing import carry_over
 from overt.server.watchdog import Watchdog
+from overt.tree.images import ImageTree
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
 
@@ -116,7 +117,7 @@ class Service:
                 remove_work(base)
             layers.close()
             raise
-        tree = Tree(
+        tree = (ImageTree if options.whiteout_files else Tree)(
             layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
             metacopy=options.metacopy, data=layers.data,
         )  # fmt: skip

@@ -16,9 +16,11 @@ from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT,
 from overt.overlay import marks
 from overt.overlay.listing import DT_UNKNOWN, Entry, Listing
 from overt.overlay.redirect import absolute
+from overt.tree.copies import has_origin, make_impure
 from overt.tree.copyup import carry, copy_up
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
+from overt.tree.places import keep_places
 from overt.tree.reading import entries, is_empty
 from overt.tree.tree import Tree
 
@@ -52,6 +54,8 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
         if layer == UPPER:
             continue
         directory = tree.dir_fd(parent, layer)
+        if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+            return False
         try:
             st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -223,8 +227,8 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
             source, known = tree.at(node)
             os.link(known, as_name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
-    if tree.has_origin(node):
-        tree.make_impure(parent)
+    if has_origin(tree, node):
+        make_impure(tree, parent)
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
@@ -355,16 +359,16 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
     upper = tree.dir_fd(parent, UPPER)
     hidden_here = hidden_below(tree, parent, name)
     hidden_there = hidden_below(tree, new_parent, new_name)
-    if tree.has_origin(node):
-        tree.make_impure(new_parent)
+    if has_origin(tree, node):
+        make_impure(tree, new_parent)
     if exchange:
         assert target is not None
         copy_up(tree, target)
         same = parent is new_parent
         _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=same)
         _prepare_to_move(tree, target, (new_upper, new_name), hidden=hidden_here, same=same)
-        if tree.has_origin(target):
-            tree.make_impure(parent)
+        if has_origin(tree, target):
+            make_impure(tree, parent)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
         _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
         return
@@ -397,7 +401,7 @@ def _prepare_to_move(tree: Tree, node: Node, place: tuple[int, bytes], *, hidden
     """
     if _has_lower(node) or node.data is not None:
         _set_redirect(tree, node, place, same=same)
-        tree.keep_places(node)
+        keep_places(node)
     elif node.is_dir and hidden:
         _set_opaque(tree, *place)
 

@@ -13,10 +13,11 @@ import stat
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
+from overt.tree.copies import make_impure
 from overt.tree.data import Data
-from overt.tree.follow import place_of
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
+from overt.tree.places import place_of
 from overt.tree.tree import Later, Tree
 
 Opened = list[tuple[int, int]]
@@ -64,7 +65,7 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     target = tree.dir_fd(node.parent, UPPER)
     times = _times(target)
     if _keeps_number(st):
-        tree.make_impure(node.parent)
+        make_impure(tree, node.parent)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)

@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from overt.host.files import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
-from overt.tree.follow import Place, open_place
+from overt.tree.places import Place, open_place
 
 if TYPE_CHECKING:
     from overt.tree.layer import Layer

@@ -11,16 +11,14 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from overt.overlay import marks, redirect
+from overt.tree.copies import is_impure, origin_of
+from overt.tree.data import NOT_YET, Data
 from overt.tree.layer import UPPER
+from overt.tree.places import DIRECTORY, Place, place_of
 
 if TYPE_CHECKING:
     from overt.tree.node import Node
     from overt.tree.tree import Tree
-
-Place = tuple[bytes, ...]
-"""the names that lead to a file from the root of its layer"""
-
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Found(NamedTuple):
@@ -29,27 +27,6 @@ class Found(NamedTuple):
     layer: int
     place: Place
     st: os.stat_result
-
-
-def place_of(node: "Node", layer: int) -> Place:
-    """Where a directory is in one of its layers."""
-    names: list[bytes] = []
-    while node.parent is not None:
-        if node.places is not None and layer in node.places:
-            return (*node.places[layer], *reversed(names))
-        names.append(node.name)
-        node = node.parent
-    return tuple(reversed(names))
-
-
-def open_place(root: int, place: Place) -> int:
-    """An O_PATH descriptor of the directory at `place` below `root`."""
-    fd = -1
-    for name in place or (b".",):
-        above, fd = fd, os.open(name, _DIRECTORY, dir_fd=root if fd < 0 else fd)
-        if above >= 0:
-            os.close(above)
-    return fd
 
 
 class Search:
@@ -122,7 +99,7 @@ class Search:
                     return None
                 if number == len(place) - 1:
                     return Found(layer, place, st)
-                above, opened = opened, os.open(name, _DIRECTORY, dir_fd=directory)
+                above, opened = opened, os.open(name, DIRECTORY, dir_fd=directory)
                 directory = opened
                 if above >= 0:
                     os.close(above)
@@ -134,6 +111,10 @@ class Search:
     def _element(self, layer: int, directory: int, name: bytes, rest: bytes) -> os.stat_result | None:
         """Look for one name of the path, which `rest` follows, and learn what it says of the layers below."""
         last = not rest
+        files = self.tree.whiteouts_are_files
+        if files and self.tree.is_gone(layer, directory, name):
+            self._stop = True
+            return None
         try:
             st = os.stat(redirect.checked_name(name), dir_fd=directory, follow_symlinks=False)
         except OSError as error:
@@ -159,7 +140,9 @@ class Search:
             self._is_dir = self._is_dir or last
             if layer == self.tree.bottom:
                 return st
-            if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES:
+            if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES or (
+                files and self.tree.hides(layer, directory, name)
+            ):
                 self._stop = True
                 return st
         value = found_in.mark(directory, name, marks.REDIRECT)
@@ -169,3 +152,29 @@ class Search:
             if value.startswith(b"/"):
                 self._stop = False  # whatever was opaque above: this says where to go on
         return st
+
+
+def discover(tree: "Tree", parent: "Node", name: bytes) -> "tuple[Node, os.stat_result] | None":
+    """The node that `name` is in directory `parent`, and its attributes; None without one."""
+    search = Search(tree, parent, name).run()
+    found = search.found
+    if not found:
+        return None
+    layers = tuple(part.layer for part in found)
+    top, below = found[0].st, found[1].st if len(found) > 1 and layers[0] == UPPER else None
+    if stat.S_ISDIR(top.st_mode):
+        node = tree.enter(parent, name, layers, top, below)
+        node.places = {part.layer: part.place for part in found[1:]}
+    else:
+        if below is not None and below.st_nlink > 1:
+            below = None
+        elif below is None and layers[0] == UPPER and is_impure(tree, parent):
+            below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
+        node = tree.enter(parent, name, layers[:1], top, below)
+        if search.in_data_layer:
+            assert search.redirect is not None
+            node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
+        elif len(found) > 1:
+            node.data = Data(layers[-1], found[-1].place)
+    node.redirect = search.upper_redirect
+    return node, top

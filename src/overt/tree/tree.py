@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable
 from overt.overlay import marks, redirect
 from overt.overlay.listing import DT_DIR, Entry
 from overt.overlay.numbers import Numbers
-from overt.tree.data import NOT_YET, Data, open_data
-from overt.tree.follow import Search, open_place, place_of
+from overt.tree.copies import is_impure, origin_of
+from overt.tree.data import open_data
+from overt.tree.follow import discover
 from overt.tree.handles import Handles
 from overt.tree.kept import Kept
-from overt.tree.layer import UPPER, DescriptorCache, Layer, xattr_path
+from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
+from overt.tree.places import DIRECTORY, open_place
 
 Work = Callable[[], object]
 Finish = Callable[[object], None]
 
-_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _O_ANCHOR = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _IFMT = 0o170000
 
@@ -39,6 +40,9 @@ class Later(Exception):
 
 class Tree:
     """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
+
+    whiteouts_are_files = False
+    """whether lower layers may have whiteouts of another kind (overt.tree.images)"""
 
     def __init__(
         self,
@@ -82,7 +86,7 @@ class Tree:
         """nodes whose attributes changed without the kernel knowing; the server tells it"""
         self._last_id = ROOT_ID
         self._temporary = 0
-        indices = tuple(sorted(self.layers))
+        indices = self.layers_of_root()
         devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
         self._number = Numbers(devices, upper=UPPER in self.layers).shown
         self.bottom = indices[-1]
@@ -91,6 +95,10 @@ class Tree:
         self.root.lookups = 1
         self.root.fds = {index: layer.root for index, layer in self.layers.items()}
         self.nodes[ROOT_ID] = self.root
+
+    def layers_of_root(self) -> tuple[int, ...]:
+        """The layers that are merged in the root, which is all, uppermost first."""
+        return tuple(sorted(self.layers))
 
     @property
     def writable(self) -> bool:
@@ -194,7 +202,7 @@ class Tree:
             node = node.parent
         while chain:
             node = chain.pop()
-            fd = os.open(node.name, _O_DIRECTORY, dir_fd=fd)
+            fd = os.open(node.name, DIRECTORY, dir_fd=fd)
             self.cache.hold(node.fds, layer, fd)
         return fd
 
@@ -251,7 +259,7 @@ class Tree:
         child = directory.children.get(entry.name) if directory.children else None
         if child is not None:
             return child.ino
-        if entry.layer == UPPER and (self.is_impure(directory) or (entry.kind == DT_DIR and directory.merged)):
+        if entry.layer == UPPER and (is_impure(self, directory) or (entry.kind == DT_DIR and directory.merged)):
             try:
                 found = self.find(directory, entry.name)
             except OSError:  # the name is listed all the same, and whoever looks it up is told
@@ -311,11 +319,11 @@ class Tree:
             if mode & _IFMT != stat.S_IFDIR:
                 if top is None and not self.is_whiteout(layer, directory, name, st):
                     if self.layers[layer].lacks_data(directory, name, st):
-                        return self._follow(parent, name)
+                        return discover(self, parent, name)
                     top = st
                     found.append(layer)
-                    if layer == UPPER and parent.impure is not False and self.is_impure(parent):
-                        second = self.origin_of(directory, name, st)
+                    if layer == UPPER and parent.impure is not False and is_impure(self, parent):
+                        second = origin_of(self, directory, name, st)
                 break
             found.append(layer)
             if top is None:
@@ -327,56 +335,18 @@ class Tree:
                 if below == marks.HIDES:
                     break
                 if below == marks.ELSEWHERE:
-                    return self._follow(parent, name)
+                    return discover(self, parent, name)
         if top is None:
             return None
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
-    def _follow(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result] | None:
-        """The same for a name of which a layer says that there is more to it elsewhere."""
-        search = Search(self, parent, name).run()
-        found = search.found
-        if not found:
-            return None
-        layers = tuple(part.layer for part in found)
-        top, below = found[0].st, found[1].st if len(found) > 1 and layers[0] == UPPER else None
-        if stat.S_ISDIR(top.st_mode):
-            node = self.enter(parent, name, layers, top, below)
-            node.places = {part.layer: part.place for part in found[1:]}
-        else:
-            node = self.enter(parent, name, layers[:1], top, below if below and below.st_nlink == 1 else None)
-            if search.in_data_layer:
-                assert search.redirect is not None
-                node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
-            elif len(found) > 1:
-                node.data = Data(layers[-1], found[-1].place)
-        node.redirect = search.upper_redirect
-        return node, top
+    def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
+        """Whether another file of the layer says that the name is gone; asked only if `whiteouts_are_files`."""
+        raise NotImplementedError
 
-    def is_impure(self, directory: Node) -> bool:
-        """Whether there may be copies in the upper part of a directory."""
-        if directory.impure is None:
-            directory.impure = directory.layer == UPPER and (
-                self.layers[UPPER].mark(self.dir_fd(directory, UPPER), b".", marks.IMPURE) is not None
-            )
-        return directory.impure
-
-    def make_impure(self, directory: Node) -> None:
-        """A copy is about to come into the upper part of a directory (ovl_set_impure)."""
-        if not self.is_impure(directory):
-            os.setxattr(xattr_path(self.dir_fd(directory, UPPER), b"."), self.prefix + marks.IMPURE, b"y")
-            directory.impure = True
-
-    def has_origin(self, node: Node) -> bool:
-        """Whether a file of the upper, or a directory's upper part, is a copy."""
-        return node.merged if node.is_dir else node.key in self.origins
-
-    def origin_of(self, directory: int, name: bytes, st: os.stat_result) -> os.stat_result | None:
-        """The lower file that one of the upper, which is `st`, is a copy of; None where that is not known."""
-        if self._key(st) in self.origins:
-            return None  # the number is known already
-        value = self.layers[UPPER].mark(directory, name, marks.ORIGIN)
-        return self.handles.find(value, st.st_mode) if value else None
+    def hides(self, layer: int, directory: int, name: bytes) -> bool:
+        """Whether a file in a directory of the layer says that it hides what is below; likewise."""
+        raise NotImplementedError
 
     def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
         """Whether a file of a layer says that the name is gone."""
@@ -399,7 +369,7 @@ class Tree:
         """
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
-            key = self._key(st)
+            key = self.key_of(st)
             node = self.upper_files.get(key)
             if node is not None:
                 self._name(node, parent, name)
@@ -426,7 +396,7 @@ class Tree:
         node = Node(self._next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
         node.anchor = anchor
         self.nodes[node.id] = node
-        node.key = self._key(st)
+        node.key = self.key_of(st)
         self.upper_files[node.key] = node
         return node
 
@@ -434,7 +404,8 @@ class Tree:
         self._last_id += 1
         return self._last_id
 
-    def _key(self, st: os.stat_result) -> object:
+    def key_of(self, st: os.stat_result) -> object:
+        """What the table of upper files has a file under."""
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
     def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
@@ -451,7 +422,7 @@ class Tree:
             node.impure = False
         else:
             node.layers = (UPPER,)
-            node.key = self._key(st)
+            node.key = self.key_of(st)
             self.upper_files[node.key] = node
             if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
                 node.ino = self.ino(st)
@@ -527,11 +498,6 @@ class Tree:
         node.layers = (UPPER,)
         node.places = node.redirect = None
         node.impure = False
-
-    def keep_places(self, node: Node) -> None:
-        """Remember where a directory's lower parts are, which stay there when it is renamed."""
-        if node.is_dir and node.merged:
-            node.places = {layer: place_of(node, layer) for layer in node.layers if layer != UPPER}
 
     def temporary(self) -> bytes:
         """A name for use in the work directory, in overlayfs's manner."""
