@@ -48,7 +48,7 @@ def serve(
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     service = Service(events, watchdog, min(descriptors // 2, 1 << 16))
     engine = service.engine
-    engine.watch(watchdog.fd, watchdog.answer)
+    engine.watch(watchdog.fd, lambda: watchdog.answer(engine.leader))
     for place in registry.clear_dead():
         events.say("cleared a dead mount", mount=place)
 
