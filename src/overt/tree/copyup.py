@@ -41,7 +41,7 @@ def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = Fa
     """
     if node.layer == UPPER:
         if data and node.data is not None:
-            _fetch(tree, node, limit)
+            _fetch(tree, node)
         return
     if not tree.writable:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -225,32 +225,32 @@ def _copy(
     return copy
 
 
-def _fetch(tree: Tree, node: Node, limit: int | None) -> None:
+def _fetch(tree: Tree, node: Node) -> None:
     """Give a file of the upper the data that it was copied up without (ovl_copy_up_meta_inode_data).
 
     The data comes into the file itself, which nobody reads while it has its mark; the mark goes last, so that a crash
-    or an error before that leaves the data where it was.
+    or an error before that leaves the data where it was. All of it comes, also for one who is about to cut it off: two
+    who wait may want different parts, and he who cuts may fail.
     """
     key = node, _DATA
     target = tree.prepared.pop(key, None)
     if not isinstance(target, int):
         st = tree.stat(node)
-        length = st.st_size if limit is None else min(st.st_size, limit)
         source = tree.open(node, os.O_RDONLY)
         try:
             target = tree.open_own(node, os.O_RDWR)
         except OSError:
             os.close(source)
             raise
-        flush = tree.sync != "volatile" and length > 0
+        flush = tree.sync != "volatile" and st.st_size > 0
 
         def work() -> int:
-            return _fill(source, target, st, length, flush=flush)
+            return _fill(source, target, st, flush=flush)
 
         def finish(filled: object) -> None:
             tree.prepared[key] = filled
 
-        if flush or length > tree.inline_copy:
+        if flush or st.st_size > tree.inline_copy:
             raise Later(key, work, finish)
         work()
     try:
@@ -260,8 +260,6 @@ def _fetch(tree: Tree, node: Node, limit: int | None) -> None:
         except OSError:
             _close(opened)
             raise
-        if limit is not None and limit < os.fstat(target).st_size:
-            os.ftruncate(target, limit)
     finally:
         os.close(target)
     node.data = None
@@ -269,8 +267,8 @@ def _fetch(tree: Tree, node: Node, limit: int | None) -> None:
     _take_over(opened)
 
 
-def _fill(source: int, target: int, st: os.stat_result, length: int, *, flush: bool) -> int:
-    """Copy `length` bytes into `target`, which keeps its attributes and is closed on errors; `source` is closed."""
+def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
+    """Copy all data into `target`, which keeps its attributes, `st`, and is closed on errors; `source` is closed."""
     try:
         try:
             capability = os.getxattr(target, _CAPABILITY)
@@ -278,8 +276,7 @@ def _fill(source: int, target: int, st: os.stat_result, length: int, *, flush: b
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
             capability = None
-        _copy_data(source, target, length)
-        os.ftruncate(target, st.st_size)
+        _copy_data(source, target, st.st_size)
         if capability is not None:  # writing has taken it away
             os.setxattr(target, _CAPABILITY, capability)
         os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
