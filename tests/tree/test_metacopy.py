@@ -332,6 +332,7 @@ def test_a_copy_with_data_elsewhere_can_be_opened_without_a_name(composed: Layer
     fd = os.open(root / "dir" / "file", os.O_RDONLY)
     try:
         link_open(fd, root / "linked")
+        os.link(root / "linked", root / "dir" / "again")
         os.unlink(root / "dir" / "file")
         again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
         assert os.pread(again, 5, 0) == CONTENT[:5]
@@ -339,6 +340,14 @@ def test_a_copy_with_data_elsewhere_can_be_opened_without_a_name(composed: Layer
     finally:
         os.close(fd)
     assert (root / "linked").read_bytes() == CONTENT
+    composed.umount()
+    composed.mount()
+    with open(root / "linked", "rb") as one, open(root / "dir" / "again", "rb") as other:
+        assert one.read() == other.read() == CONTENT
+        assert os.stat(one.fileno()) == os.stat(other.fileno())
+        append(root / "dir" / "again")
+        with open(root / "linked", "rb") as third:
+            assert third.read() == CONTENT + b"upper"
     expected = shown(root)
     with composed.kernel() as path:
         assert shown(path) == expected

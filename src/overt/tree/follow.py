@@ -171,7 +171,9 @@ def discover(tree: "Tree", parent: "Node", name: bytes) -> "tuple[Node, os.stat_
         elif below is None and layers[0] == UPPER and is_impure(tree, parent):
             below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
         node = tree.enter(parent, name, layers[:1], top, below)
-        if search.in_data_layer:
+        if node.data is not None:
+            pass  # known under another of its names, and perhaps found already
+        elif search.in_data_layer:
             assert search.redirect is not None
             node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
         elif len(found) > 1:
