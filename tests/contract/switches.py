@@ -212,7 +212,7 @@ def copy_flush() -> None:
     from overt.tree import copyup
 
     real = copyup._copy
-    copyup._copy = lambda *args, flush: real(*args, flush=False)
+    copyup._copy = lambda *args, flush, **rest: real(*args, flush=False, **rest)
 
 
 def faults(path: str) -> None:

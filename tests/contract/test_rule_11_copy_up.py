@@ -224,3 +224,48 @@ def test_whichever_system_call_of_a_copy_up_fails_it_is_as_if_nothing_happened(
         failed.append(call)
     assert len(failed) > 5, failed
     assert len(failed) < 99
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 50)
+
+
+def overwrite(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("change", [change_mode, open_for_writing, cut, overwrite])
+def test_whichever_system_call_fails_while_data_and_attributes_are_apart_nothing_is_lost(
+    faulty: tuple[Scene, Faults], change: Callable[[Path], None], code: int
+) -> None:
+    """metacopy=on: the attributes are copied up, and then the data, into a file that has its name already."""
+    scene, faults = faulty
+    failed = []
+    for number in range(1, 100):
+        name = f"apart-{change.__name__}-{code}-{number}"
+        make_file(scene.lower / name)
+        overlay = scene.overlay("metacopy=on")
+        place = overlay.target / name
+        if change is not change_mode:
+            os.chmod(place, 0o640)
+        before = read_file(place)
+        faults.set(number, code)
+        result = told(change, place)
+        call = faults.happened()
+        faults.set(0)
+        assert read_file(scene.lower / name)[2:] == before[2:], call  # type: ignore[index]
+        if result:
+            assert result == code, call
+            assert read_file(place) == before, call
+            overlay.umount()
+            scene.again(overlay, "metacopy=on")
+            assert read_file(place) == before, call
+            assert told(change, place) == 0, call
+        assert work_is_clean(overlay), call
+        overlay.umount()
+        if not call:
+            break
+        failed.append(call)
+    assert len(failed) > 5, failed
+    assert len(failed) < 99

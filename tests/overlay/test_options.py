@@ -20,10 +20,16 @@ def test_layers_are_listed_uppermost_first() -> None:
         ("volatile", {"fsync": "volatile"}), ("fsync=volatile", {"fsync": "volatile"}),
         ("volatile,fsync=volatile", {"fsync": "volatile"}), ("fsync=strict", {"fsync": "strict"}),
         ("fsync=auto", {}), ("ro", {"read_only": True}), ("nopassthrough", {"passthrough": False}),
-        ("userxattr", {"user_xattr": True}), ("fsync=strict,fsync=strict", {"fsync": "strict"}),
+        ("userxattr", {"user_xattr": True, "redirect_dir": "nofollow"}),
+        ("fsync=strict,fsync=strict", {"fsync": "strict"}),
         ("nosuid,nodev,noexec", {"no_suid": True, "no_dev": True, "no_exec": True}),
         ("unseen=refuse", {"unseen": "refuse"}), ("rw,relatime,defaults,_netdev", {}), ("", {}), (",,", {}),
-        ("index=off,redirect_dir=off,metacopy=off,nfs_export=off,xino=off", {}),
+        ("index=off,metacopy=off,nfs_export=off,xino=off", {}),
+        ("xino=on", {}), ("whiteouts=oci", {"whiteout_files": True}), ("whiteouts=overlay", {}),
+        ("xino=auto", {}),
+        ("metacopy=on", {"metacopy": True, "redirect_dir": "on"}),
+        ("metacopy=on,redirect_dir=on", {"metacopy": True, "redirect_dir": "on"}),
+        ("redirect_dir=on", {"redirect_dir": "on"}), ("redirect_dir=off", {"redirect_dir": "off"}),
     ],
 )  # fmt: skip
 def test_understood(text: str, option: dict[str, object]) -> None:
@@ -33,12 +39,22 @@ def test_understood(text: str, option: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("", "lowerdir= is missing"), ("lowerdir=", "lowerdir= needs a value"), ("lowerdir=/a::/b", "empty layer"),
+        ("", "lowerdir= is missing"), ("lowerdir=", "lowerdir= needs a value"),
+        ("lowerdir=/a:::/b", "empty layer"), ("lowerdir=/a::", "empty layer"),
+        ("lowerdir=::/a", "empty layer"), ("lowerdir=/a::/b:/c", "a layer after a data-only one"),
+        ("lowerdir=:/a", "empty layer"), ("lowerdir=/a,lowerdir+=/b", "contradict"), ("datadir+=/d", "is missing"),
+        ("lowerdir+=/a,datadir+=", "datadir+= needs a value"),
+        (f"{LAYERS},whiteouts=both", "overlay, oci"), (f"{LAYERS},xino=maybe", "auto, on, off"),
+        (f"{LAYERS},metacopy=perhaps", "on, off"), (f"{LAYERS},metacopy=on,redirect_dir=follow", "contradict"),
+        (f"{LAYERS},metacopy=on,userxattr", "metacopy=on needs trusted xattrs"),
         ("lowerdir=/a,upperdir=/u", "needs workdir="), ("lowerdir=/a,workdir=/w", "without upperdir="),
         (f"{LAYERS},colour=blue", "unknown option 'colour=blue'"), (f"{LAYERS},shiny", "unknown option 'shiny'"),
         (f"{LAYERS},fsync=sometimes", "auto, strict, volatile"), (f"{LAYERS},unseen=x", "record, refuse"),
         (f"{LAYERS},volatile,fsync=auto", "contradict"), (f"{LAYERS},upperdir=/v", "upperdir= is given twice"),
         ("lowerdir=/a,volatile", "there is no upperdir="), (f"{LAYERS},index=on", "unknown option 'index=on'"),
+        (f"{LAYERS},redirect_dir=maybe", "on, follow, nofollow, off"),
+        (f"{LAYERS},redirect_dir=on,userxattr", "redirect_dir=on needs trusted xattrs"),
+        (f"{LAYERS},redirect_dir=follow,userxattr", "contradict"),
         (f"{LAYERS},ro=1", "unknown option 'ro=1'"), (f"{LAYERS},noatime=off", "unknown option"),
     ],
 )  # fmt: skip
@@ -55,6 +71,18 @@ def test_sloppily_unknown_options_are_passed_over() -> None:
 def test_backslashes_carry_colons_and_commas() -> None:
     options = parse(r"lowerdir=/a\:b:/c\,d:/e\\f,upperdir=/u,workdir=/w")
     assert options.lower == ("/a:b", "/c,d", "/e\\f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lowerdir=/a:/b::/d::/e", "lowerdir+=/a,lowerdir+=/b,datadir+=/d,datadir+=/e",
+        "lowerdir=/a:/b,datadir+=/d,datadir+=/e", "lowerdir=/a:/b::/d,datadir+=/e",
+    ],
+)  # fmt: skip
+def test_data_only_layers_are_named_apart(text: str) -> None:
+    options = parse(text)
+    assert (options.lower, options.data) == (("/a", "/b"), ("/d", "/e"))
 
 
 @given(st.lists(st.text("ab:,\\", min_size=1), min_size=1))

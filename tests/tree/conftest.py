@@ -62,8 +62,8 @@ def new_layers(ground: Ground, quiet: None) -> Iterator[Callable[..., Layers]]:
     """Make the layers of an overlay; they go at the end of the test."""
     made: list[Layers] = []
 
-    def make(lowers: int = 1, options: str = "") -> Layers:
-        made.append(Layers(ground, lowers=lowers, options=options))
+    def make(lowers: int = 1, options: str = "", features: str = "") -> Layers:
+        made.append(Layers(ground, lowers=lowers, options=options, features=features))
         return made[-1]
 
     yield make

@@ -31,9 +31,11 @@ class Layers:
     Both are never mounted at once.
     """
 
-    def __init__(self, ground: Ground, *, lowers: int = 1, options: str = "") -> None:
+    def __init__(self, ground: Ground, *, lowers: int = 1, options: str = "", features: str = "") -> None:
+        """`options` are overt's alone, `features` what both are mounted with."""
         self.client = ground.client
         self.options = options
+        self.features = features
         self.place = Path(tempfile.mkdtemp(dir=ground.directory))
         self.place.chmod(0o755)
         self.lowers = [self.place / f"lower{number}" for number in range(lowers)]
@@ -55,7 +57,7 @@ class Layers:
 
     def mount(self) -> Path:
         """Mount by overt."""
-        self.client.mount(str(self.path), f"{self.words},{self.options}".rstrip(","))
+        self.client.mount(str(self.path), ",".join(filter(None, (self.words, self.features, self.options))))
         return self.path
 
     def umount(self) -> None:
@@ -70,12 +72,24 @@ class Layers:
         if os.path.ismount(self.path):
             self.umount()
         shutil.rmtree(self.work / "work" / "incompat", ignore_errors=True)
-        command = ["mount", "-t", "overlay", "overlay", "-o", f"{self.words},{KERNEL}", str(self.path)]
-        subprocess.run(command, check=True, timeout=30)
+        asked = {option.partition("=")[0] for option in self.features.split(",")}
+        if "metacopy=on" in self.features:
+            asked.add("redirect_dir")  # it is on then, and off would contradict it
+        rest = [option for option in KERNEL.split(",") if option.partition("=")[0] not in asked]
+        words = ",".join(filter(None, (self.words, self.features, *rest)))
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", words, str(self.path)], check=True, timeout=30)
         try:
             yield self.path
         finally:
             mounts.umount(self.path)
+
+    def stack(self) -> None:
+        """What was the upper becomes the topmost lower layer, under a new upper. Not while it is mounted."""
+        number = len(self.lowers)
+        self.lowers.insert(0, self.upper)
+        self.upper, self.work = self.place / f"upper{number}", self.place / f"work{number}"
+        self.upper.mkdir()
+        self.work.mkdir()
 
     def close(self) -> None:
         """Take everything away, by force where a test has failed."""

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from .ground import Ground, Layers
-from .twins import Operation, Twin, build, everything, layer, operations, resolve
+from .twins import Operation, Twin, build, everything, layer, listed_otherwise, operations, resolve
 
 _SETTINGS = settings(
     deadline=None,
@@ -24,59 +24,78 @@ _given = given(
 )
 
 
-def compare(ground: Ground, options: str, lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
-    """Do it on both, and look at everything."""
-    ours, theirs = (Layers(ground, lowers=len(lowers), options=options) for _ in range(2))
+def compare(
+    ground: Ground, options: str, features: str, lowers: list[Any], upper: list[Any], doing: list[Operation]
+) -> None:
+    """Do half of it on both, and look at everything; exchange them, put a new upper on each, and do the rest."""
+    ours, theirs = (Layers(ground, lowers=len(lowers), options=options, features=features) for _ in range(2))
     try:
         for layers in (ours, theirs):
             roots = [layers.upper, *layers.lowers]
             for number, tree in reversed(list(enumerate([upper, *lowers]))):
                 build(roots[number], tree, roots[number + 1 :])
-        mine = Twin(ours.mount())
-        with theirs.kernel() as path:
-            its = Twin(path)
-            try:
-                assert everything(mine.root) == everything(its.root)
-                for operation in doing:
-                    operation = resolve(operation, its.root)
-                    result, expected = mine.perform(operation), its.perform(operation)
-                    if expected in ("EEXIST", "ENOTDIR") and operation[0] in ("fdchmod", "fdstat", "fdtruncate"):
-                        # The kernel tries to copy up an open file that a rename has replaced to the name that it had.
-                        for twin in (mine, its):
-                            twin.do_close(operation[2])
-                        continue
-                    assert result == expected, operation
-                last = everything(its.root)
-                assert everything(mine.root) == last
-            finally:
-                mine.close()
-                its.close()
-        with ours.kernel() as path:
-            assert everything(path) == last
-        assert everything(theirs.mount()) == last
-        theirs.umount()
+        half = len(doing) // 2
+        compare_on(ours, theirs, doing[:half])
+        for layers in (ours, theirs):
+            layers.stack()
+        compare_on(theirs, ours, doing[half:])
     finally:
         ours.close()
         theirs.close()
 
 
+def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
+    """The same on layers that overt mounts and on ones that the kernel mounts; then each is shown to the other."""
+    touches = "metacopy=on" in ours.features
+    mine = Twin(ours.mount(), ours.lowers, touches=touches)
+    with theirs.kernel() as path:
+        its = Twin(path, theirs.lowers, touches=touches)
+        try:
+            assert everything(mine) == everything(its)
+            for operation in doing:
+                operation = resolve(operation, its.root)
+                result, expected = mine.perform(operation), its.perform(operation)
+                if expected in ("EEXIST", "ENOTDIR") and operation[0] in ("fdchmod", "fdstat", "fdtruncate"):
+                    # The kernel tries to copy up an open file that a rename has replaced to the name that it had.
+                    for twin in (mine, its):
+                        twin.do_close(operation[2])
+                    continue
+                assert result == expected, operation
+            last = everything(its)
+            assert everything(mine) == last
+        finally:
+            mine.close()
+            its.close()
+    with ours.kernel() as path:
+        assert everything(Twin(path, ours.lowers)) == last
+    path = theirs.mount()
+    assert not listed_otherwise(path)
+    assert everything(Twin(path, theirs.lowers)) == last
+    theirs.umount()
+
+
+FEATURES = {"plain": "", "redirects": "redirect_dir=on", "metacopy": "metacopy=on"}
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.mark.parametrize("options", ["", "nopassthrough"], ids=["passthrough", "nopassthrough"])
-def test_same_operations_same_tree(ground: Ground, quiet: None, options: str) -> None:
+def test_same_operations_same_tree(ground: Ground, quiet: None, options: str, features: str) -> None:
     @_SETTINGS
     @_given
     def run(lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
-        compare(ground, options, lowers, upper, doing)
+        compare(ground, options, features, lowers, upper, doing)
 
     run()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"], ids=["passthrough", "nopassthrough", "volatile"])
-def test_same_operations_same_tree_many_times(ground: Ground, quiet: None, options: str) -> None:
+def test_same_operations_same_tree_many_times(ground: Ground, quiet: None, options: str, features: str) -> None:
     @settings(_SETTINGS, max_examples=1500, phases=(Phase.generate, Phase.shrink))
     @_given
     def run(lowers: list[Any], upper: list[Any], doing: list[Operation]) -> None:
-        compare(ground, options, lowers, upper, doing)
+        compare(ground, options, features, lowers, upper, doing)
 
     run()

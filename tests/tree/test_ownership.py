@@ -450,3 +450,14 @@ def test_a_setgid_bit_without_execution_is_left_to_members_of_the_group(program:
     os.chmod(program, 0o2766)
     as_user(USER, lambda: os.chown(program, -1, USER), groups=groups)
     assert owner(program) == (USER, USER, expected)
+
+
+def test_a_chown_by_root_leaves_the_setgid_bit_of_a_file_that_its_group_may_not_execute(layers: Layers) -> None:
+    for name, mode in (("marked", 0o2745), ("program", 0o2755), ("both", 0o6745)):
+        (layers.lower / name).touch()
+        os.chown(layers.lower / name, 1000, 1000)
+        os.chmod(layers.lower / name, mode)
+    root = layers.mount()
+    for name, mode in (("marked", 0o2745), ("program", 0o755), ("both", 0o2745)):
+        os.chown(root / name, -1, 1001)
+        assert stat.S_IMODE(os.stat(root / name).st_mode) == mode

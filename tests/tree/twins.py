@@ -27,8 +27,11 @@ Operation = tuple[Any, ...]
 class Twin:
     """One of the trees, and the files that are open in it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lowers: list[Path], *, touches: bool = False) -> None:
+        """`touches`: who opens a file for writing changes its time, as the kernel does when that brings the data."""
         self.root = root
+        self.touches = touches
+        self.numbers = numbers_of(lowers)
         self.open: dict[int, int] = {}
 
     def perform(self, operation: Operation) -> Any:
@@ -125,6 +128,7 @@ class Twin:
     def do_write(self, name: str, flags: int, mode: int, data: bytes) -> int:
         fd = os.open(self._at(name), flags | os.O_WRONLY | os.O_NONBLOCK, mode)
         try:
+            self._touch(fd, os.O_WRONLY)
             return os.write(fd, data)
         finally:
             os.close(fd)
@@ -137,6 +141,11 @@ class Twin:
     def do_open(self, slot: int, name: str, flags: int, mode: int) -> None:
         self.do_close(slot)
         self.open[slot] = os.open(self._at(name), flags | os.O_NONBLOCK, mode)
+        self._touch(self.open[slot], flags)
+
+    def _touch(self, fd: int, flags: int) -> None:
+        if self.touches and flags & os.O_ACCMODE != os.O_RDONLY:
+            os.utime(fd)
 
     def do_tmpfile(self, slot: int, name: str, mode: int) -> None:
         self.do_open(slot, name, os.O_TMPFILE | os.O_RDWR, mode)
@@ -178,15 +187,32 @@ def seen(st: os.stat_result) -> tuple[Any, ...]:
     return oct(st.st_mode), st.st_uid, st.st_gid, when, st.st_size, st.st_nlink, st.st_rdev
 
 
-def everything(root: Path) -> dict[str, Any]:
-    """All names below `root`, and what is seen of each."""
-    twin = Twin(root)
+def numbers_of(layers: list[Path]) -> dict[int, str]:
+    """A name, the same in equal layers, for each inode number of lower layers on one filesystem.
+
+    Of a layer that was an upper, only that it is one: something that failed may have been copied up before it did.
+    """
+    names: dict[int, str] = {}
+    written = any(layer.name.startswith("upper") for layer in layers)
+    for place, layer in enumerate(layers):
+        for directory, folders, files in os.walk(layer):
+            folders.sort()
+            for name in [".", *sorted((*folders, *files))]:
+                path = os.path.join(directory, name)
+                label = "below" if written else f"{place}:{os.path.relpath(path, layer)}"
+                names.setdefault(os.lstat(path).st_ino, label)
+    return names
+
+
+def everything(twin: Twin) -> dict[str, Any]:
+    """All names below the root, and what is seen of each: also from which lower file it has its inode number."""
+    root = twin.root
     found: dict[str, Any] = {}
     todo = ["."]
     while todo:
         name = todo.pop()
         st = os.lstat(root / name)
-        shown: list[Any] = [seen(st)]
+        shown: list[Any] = [seen(st), twin.numbers.get(st.st_ino, "its own")]
         keys = os.listxattr(root / name, follow_symlinks=False)
         shown.append({key: os.getxattr(root / name, key, follow_symlinks=False) for key in sorted(keys)})
         if stat.S_ISDIR(st.st_mode):
@@ -198,6 +224,19 @@ def everything(root: Path) -> dict[str, Any]:
             shown.append(twin.do_readlink(name))
         found[name] = shown
     return dict(sorted(found.items()))
+
+
+def listed_otherwise(root: Path) -> list[str]:
+    """Files whose number in a listing is not the one that stat(2) gives.
+
+    The kernel has some where a directory of its upper was not made by an overlay.
+    """
+    found = []
+    for directory, _, _ in os.walk(root):
+        for entry in os.scandir(directory):
+            if entry.inode() != os.lstat(entry.path).st_ino:
+                found.append(entry.path)
+    return found
 
 
 # What is in layers, and what is done

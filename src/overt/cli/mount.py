@@ -16,7 +16,8 @@ from overt.server.client import Client, ServerError
 
 _OPTIONS_HELP = (
     "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
-    "unseen=record|refuse, nopassthrough, nosuid, nodev, noexec."
+    "unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, whiteouts=overlay|oci, "
+    "nopassthrough, nosuid, nodev, noexec."
 )
 
 _CLEARING_UP = 10.0

@@ -32,8 +32,8 @@ def validity(entry_ns: int, attr_ns: int) -> Validity:
     return Validity(_ENTRY.pack(entry, attr, entry_rest, attr_rest), _ATTR.pack(attr, attr_rest))
 
 
-def attr_of(st: stat_result, ino: int, nlink: int | None = None, flags: int = 0) -> bytes:
-    """Return a packed Attr: what `st` says, except for the inode number (and for the link count, where one is given).
+def attr_of(st: stat_result, ino: int, nlink: int | None = None, flags: int = 0, blocks: int | None = None) -> bytes:
+    """Return a packed Attr: what `st` says, except for the inode number (and links and blocks, where they are given).
 
     `flags` are FUSE_ATTR_*. Times keep their nanoseconds; seconds before 1970 are negative and their nanoseconds are
     not, as in a timespec.
@@ -43,7 +43,7 @@ def attr_of(st: stat_result, ino: int, nlink: int | None = None, flags: int = 0)
     return _pack(
         ino,
         size,
-        st.st_blocks,
+        st.st_blocks if blocks is None else blocks,
         atime,
         mtime,
         ctime,

@@ -83,12 +83,12 @@ def getdents(fd: int, buffer: bytearray) -> int:
     return syscall("getdents64", fd, into, len(buffer))
 
 
-def name_to_handle(fd: int) -> Handle:
-    """The file handle of `fd` (name_to_handle_at(2)); EOPNOTSUPP where the filesystem has none."""
+def name_to_handle(fd: int, name: bytes = b"") -> Handle:
+    """The file handle of `fd`, or of `name` in it (name_to_handle_at(2)); EOPNOTSUPP where the filesystem has none."""
     room = bytearray(struct.pack("=Ii", 128, 0) + bytes(128))
     into = (ctypes.c_char * len(room)).from_buffer(room)
     mount_id = ctypes.c_int()
-    syscall("name_to_handle_at", fd, b"", into, ctypes.byref(mount_id), AT_EMPTY_PATH)
+    syscall("name_to_handle_at", fd, name, into, ctypes.byref(mount_id), 0 if name else AT_EMPTY_PATH)
     size, kind = struct.unpack_from("=Ii", room)
     return Handle(kind, bytes(room[8 : 8 + size]))
 

@@ -9,13 +9,20 @@ OPAQUE = b"opaque"
 WHITEOUT = b"whiteout"
 
 REDIRECT = b"redirect"
-"""A directory that was renamed: its lower part is to be found under another name (redirect_dir=on)."""
+"""A directory or a file without its data that was renamed: its lower part is to be found under another name."""
+ORIGIN = b"origin"
+"""A copy: the file handle of what it was copied from."""
+IMPURE = b"impure"
+"""A directory in which there are copies, whose inode numbers are not their own; its value is ``y``."""
 METACOPY = b"metacopy"
 """A file that was copied up without its data (metacopy=on): what it holds itself is a hole."""
 
 OPAQUE_YES = b"y"
 OPAQUE_WITH_XATTR_WHITEOUTS = b"x"
 """The directory hides nothing, but regular empty files in it may be whiteouts (OVL_XATTR_XWHITEOUT since 6.7)."""
+
+MERGES, HIDES, ELSEWHERE = range(3)
+"""what a directory does with those of its name below: is merged with them, hides them, is merged with others"""
 
 _ESCAPE = b"overlay."
 

@@ -3,15 +3,23 @@
 import os
 from typing import NamedTuple
 
+from overt.overlay import redirect
+
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
+WHITEOUT_MODES = ("overlay", "oci")
+XINO_MODES = ("auto", "on", "off")
+"""inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ"""
 
 _IGNORED = {
     "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
-_OFF = {"index", "redirect_dir", "metacopy", "nfs_export", "xino"}
+_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts")
+_REPEATED = ("lowerdir+", "datadir+")
+
+_OFF = {"index", "nfs_export"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
 
 
@@ -35,11 +43,28 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+    redirect_dir: str = redirect.FOLLOW
+    metacopy: bool = False
+    whiteout_files: bool = False
+    """lower layers may have whiteouts as image layers have them (overt.overlay.images)"""
+    data: tuple[str, ...] = ()
+    """data-only lower layers"""
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""
         places = [None if path is None else os.path.abspath(path) for path in (self.upper, self.work)]
-        return self._replace(lower=tuple(map(os.path.abspath, self.lower)), upper=places[0], work=places[1])
+        lower, data = (tuple(map(os.path.abspath, paths)) for paths in (self.lower, self.data))
+        return self._replace(lower=lower, data=data, upper=places[0], work=places[1])
+
+    def with_user_xattrs(self) -> "Options":
+        """The same with marks that whoever owns a file can make: what they say of other files is not believed.
+
+        Raises OptionError if that was asked for (ovl_fs_params_verify).
+        """
+        if self.metacopy or self.redirect_dir == redirect.ON:
+            asked = "metacopy=on" if self.metacopy else "redirect_dir=on"
+            raise OptionError(f"{asked} needs trusted xattrs: leave it out where they cannot be had (userxattr)")
+        return self._replace(user_xattr=True, redirect_dir=redirect.NOFOLLOW)
 
     @property
     def volatile(self) -> bool:
@@ -71,12 +96,16 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     `sloppy`: pass over options that are not known, as mount(8) -s wants.
     """
     values: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {key: [] for key in _REPEATED}
     flags: set[str] = set()
     for item in _items(text):
         key, equals, value = item.partition("=")
-        if key in ("lowerdir", "upperdir", "workdir", "fsync", "unseen"):
+        if key in _VALUED or key in _REPEATED:
             if not value:
                 raise OptionError(f"{key}= needs a value")
+            if key in _REPEATED:
+                repeated[key].append(value)
+                continue
             if values.get(key, value) != value:
                 raise OptionError(f"{key}= is given twice")
             values[key] = value
@@ -87,13 +116,19 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
     _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
+    _one_of("xino", values.get("xino", "auto"), XINO_MODES)
+    _one_of("whiteouts", values.get("whiteouts", "overlay"), WHITEOUT_MODES)
+    _one_of("metacopy", values.get("metacopy", "off"), ("on", "off"))
+    _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
         raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")
-    if "lowerdir" not in values:
-        raise OptionError("lowerdir= is missing: name at least one lower layer")
-    lower = tuple(split(values["lowerdir"], ":"))
-    if not all(lower):
-        raise OptionError("lowerdir= has an empty layer (write \\: for a colon in a name)")
+    metacopy = values.get("metacopy") == "on"
+    redirect_dir = values.get("redirect_dir", redirect.ON if metacopy else redirect.FOLLOW)
+    if metacopy and redirect_dir != redirect.ON:
+        raise OptionError(
+            f"metacopy=on and redirect_dir={redirect_dir} contradict each other: it needs redirect_dir=on"
+        )
+    lower, data = _lower(values.get("lowerdir"), repeated["lowerdir+"], repeated["datadir+"])
     upper, work = values.get("upperdir"), values.get("workdir")
     if upper and not work:
         raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
@@ -101,10 +136,33 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
         raise OptionError("workdir= is given without upperdir=")
     if fsync == "volatile" and not upper:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
-    return Options(
+    options = Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
-        "nopassthrough" not in flags, "userxattr" in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        "nopassthrough" not in flags, False, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        redirect_dir, metacopy, values.get("whiteouts") == "oci", data,
     )  # fmt: skip
+    if "userxattr" not in flags:
+        return options
+    if values.get("redirect_dir") == redirect.FOLLOW:
+        raise OptionError("redirect_dir=follow and userxattr contradict each other: give one of them")
+    return options.with_user_xattrs()
+
+
+def _lower(text: str | None, more: list[str], data: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lower layers and the data-only ones: ``A:B::D1::D2``, or one by one."""
+    if text is None and not more:
+        raise OptionError("lowerdir= is missing: name at least one lower layer")
+    if text is not None and more:
+        raise OptionError("lowerdir= and lowerdir+= contradict each other: use one way of naming layers")
+    parts = split(text, ":") if text is not None else more
+    merged = parts[: parts.index("")] if "" in parts else parts
+    rest = parts[len(merged) :]
+    if not merged or any(bool(part) != bool(place % 2) for place, part in enumerate(rest)) or len(rest) % 2:
+        raise OptionError(
+            "lowerdir= has an empty layer, or a layer after a data-only one that is none (A:B::D1::D2; write \\: for a "
+            "colon in a name)"
+        )
+    return tuple(merged), (*rest[1::2], *data)
 
 
 def _items(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import marks
 from overt.server import identity
 from overt.server.caller import groups_of
-from overt.server.mount import FOREVER, UNTIL_ASKED, Mount
+from overt.server.mount import FOREVER, UNTIL_ASKED, Mount, whole
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -48,7 +48,8 @@ def statx(mount: Mount, request: Request) -> Reply:
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink
     valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else FOREVER
-    return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink))
+    blocks = st.blocks if node.data is None else whole(st.size)
+    return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink, blocks=blocks))
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:
@@ -59,7 +60,8 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     if not valid & _CHANGES and request.uid:
         _must_be_allowed_to_drop_privileges(tree, node, request)
     identity.become_root()
-    copy_up(tree, node, size if valid & fuse.FATTR_SIZE else None)
+    sized = bool(valid & fuse.FATTR_SIZE)
+    copy_up(tree, node, size if sized else None, data=sized)
     if valid & fuse.FATTR_SIZE:
         _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
     # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel

@@ -99,4 +99,4 @@ class Control:
 
 def _options(request: dict[str, Any]) -> Options:
     options = Options(**request["options"])
-    return options._replace(lower=tuple(options.lower))
+    return options._replace(lower=tuple(options.lower), data=tuple(options.data))

@@ -81,11 +81,11 @@ def open_(mount: Mount, request: Request) -> Reply:
     node = tree.node(request.nodeid)
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     cut = flags & os.O_TRUNC
-    if (writes or cut) and node.layer != UPPER:
+    if (writes or cut) and (node.layer != UPPER or node.data is not None):
         identity.become_root()
-        copy_up(tree, node, 0 if cut else None)
+        copy_up(tree, node, 0 if cut else None, data=True)
     backing = node.backing
-    if backing is not None and backing.layer != node.layer:
+    if backing is not None and backing.layer != (node.data or node).layer:
         tree.renumber(node)
         node.backing = None
     below = _below(node, request) if request.nodeid != node.id else None
@@ -100,7 +100,7 @@ def _below(node: Node, request: Request) -> Backing | None:
     """The lower backing in use under the number that a file had before it was copied up; ESTALE to look it up again."""
     flags = request.arg[0]
     for handle in node.handles or ():
-        if handle.backing is not None and handle.backing.layer != node.layer:
+        if handle.backing is not None and handle.backing.layer != (node.data or node).layer:
             break
     else:
         return None
@@ -179,7 +179,7 @@ def _register(mount: Mount, request: Request, node: Node, fd: int) -> Backing | 
     """
     identity.act_as(request.uid, request.gid)
     try:
-        return Backing(register(mount.fd, fd), node.layer)
+        return Backing(register(mount.fd, fd), (node.data or node).layer)
     except OSError as error:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise

@@ -33,10 +33,12 @@ class Layers(NamedTuple):
     layers: list[Layer]
     work: int
     held: list[int]
+    data: list[Layer]
+    """data-only ones"""
 
     def close(self) -> None:
         """Let go of everything."""
-        for layer in self.layers:
+        for layer in (*self.layers, *self.data):
             layer.close()
         for fd in [*self.held, self.work]:
             if fd >= 0:
@@ -45,8 +47,9 @@ class Layers(NamedTuple):
 
 def open_layers(options: Options) -> Layers:
     """Open what `options` names; raise `Refusal`."""
-    paths = {f"lowerdir {path}": path for path in options.lower}
-    if len(paths) < len(options.lower):
+    below = (*options.lower, *options.data)
+    paths = {f"lowerdir {path}": path for path in below}
+    if len(paths) < len(below):
         raise Refusal("lowerdir= names the same directory twice")
     if options.upper is not None and options.work is not None:
         paths |= {f"upperdir {options.upper}": options.upper, f"workdir {options.work}": options.work}
@@ -54,14 +57,15 @@ def open_layers(options: Options) -> Layers:
         _must_be_directory(what, path)
     _must_not_overlap(paths)
     prefix = marks.USER_PREFIX if options.user_xattr else marks.PREFIX
-    result = Layers([], -1, [])
+    result = Layers([], -1, [], [])
     try:
         if options.upper is not None and options.work is not None:
             result = _open_upper(options.upper, options.work, prefix)
             prepare_work(result.work, options.work)
-        for index, path in enumerate(options.lower, UPPER + 1):
+        for index, path in enumerate(below, UPPER + 1):
+            kind = result.layers if index <= len(options.lower) else result.data
             try:
-                result.layers.append(Layer(index, _clone_lower(path), prefix))
+                kind.append(Layer(index, _clone_lower(path), prefix))
             except OSError as error:
                 raise Refusal(f"lowerdir {path}: {error.strerror}") from None
         return result
@@ -131,7 +135,7 @@ def _open_upper(upper: str, work: str, prefix: bytes) -> Layers:
         _close(fds)
         raise
     # The clone's own descriptor stays open: closing it dissolves the mount, and no probe could be mounted there.
-    return Layers([Layer(UPPER, fds[1], prefix)], fds[2], [clone, *locks])
+    return Layers([Layer(UPPER, fds[1], prefix)], fds[2], [clone, *locks], [])
 
 
 def _close(fds: list[int]) -> None:
@@ -267,7 +271,8 @@ def volatile_mark(inner: int) -> Iterator[None]:
 def refuse_own(layers: list[Layer], options: Options, own: set[int]) -> None:
     """Raise `Refusal` if a layer is on a mount of this server (`own`: their st_dev), which would wait for itself."""
     upper = [f"upperdir {options.upper}"] if options.upper is not None else []
-    for layer, what in zip(layers, [*upper, *(f"lowerdir {path}" for path in options.lower)], strict=True):
+    lower = (f"lowerdir {path}" for path in (*options.lower, *options.data))
+    for layer, what in zip(layers, [*upper, *lower], strict=True):
         if layer.device in own:
             raise Refusal(f"{what} is on a mount of this same server: mount it with a server of its own")
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from overt.host import mounts, process
 from overt.host.files import syncfs
 from overt.ledger import UpperError
-from overt.overlay.options import Options
+from overt.overlay.options import OptionError, Options
 from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
@@ -25,6 +25,7 @@ from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
 from overt.server.watchdog import Watchdog
+from overt.tree.images import ImageTree
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
 
@@ -104,13 +105,16 @@ class Service:
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
             # As for kernel overlayfs: trusted xattrs are not to be had there.
-            options = options._replace(user_xattr=True)
+            try:
+                options = options.with_user_xattrs()
+            except OptionError as error:
+                raise Refusal(str(error)) from None
         layers = open_layers(options)
         upper: Upper | None = None
         account = None
         inner, base = -1, layers.work
         try:
-            refuse_own(layers.layers, options, {mount.device for mount in self.mounts})
+            refuse_own([*layers.layers, *layers.data], options, {mount.device for mount in self.mounts})
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
@@ -130,7 +134,10 @@ class Service:
                 remove_work(base)
             layers.close()
             raise
-        tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
+        tree = (ImageTree if options.whiteout_files else Tree)(
+            layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
+            metacopy=options.metacopy, data=layers.data,
+        )  # fmt: skip
         with self._lock:
             pool = self._pool(upper)
             mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)

@@ -17,6 +17,7 @@ from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
 from overt.server.poison import poison
 from overt.tree.layer import UPPER
+from overt.tree.node import Node
 from overt.wire import fuse
 
 Reply = bytes | memoryview | None
@@ -34,7 +35,25 @@ def fsync(mount: Mount, request: Request) -> Reply:
         return _volatile(mount, request)
     if handle.node.layer != UPPER:  # nobody can have written to it
         return mount.session.empty(request.unique)
+    if handle.node.data is not None:  # its attributes alone are in the upper
+        return _flush_attributes(mount, request, handle.node)
     return _flush(mount, request, handle)
+
+
+def _flush_attributes(mount: Mount, request: Request, node: Node) -> Reply:
+    if request.arg[1] & fuse.FUSE_FSYNC_FDATASYNC:
+        return mount.session.empty(request.unique)
+    fd = mount.tree.open_own(node, os.O_RDONLY)
+
+    def work() -> bytes:
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return mount.session.empty(request.unique)
+
+    mount.submit(request, work)
+    return None
 
 
 def fsyncdir(mount: Mount, request: Request) -> Reply:

@@ -9,15 +9,18 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from overt.overlay import marks
 from overt.overlay.listing import DT_UNKNOWN, Entry, Listing
+from overt.overlay.redirect import absolute
+from overt.tree.copies import has_origin, make_impure
 from overt.tree.copyup import carry, copy_up
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
+from overt.tree.places import keep_places
 from overt.tree.reading import entries, is_empty
 from overt.tree.tree import Tree
 
@@ -51,6 +54,8 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
         if layer == UPPER:
             continue
         directory = tree.dir_fd(parent, layer)
+        if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+            return False
         try:
             st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -183,6 +188,7 @@ def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.st
     """mkdir(2)."""
     _make(tree, parent, name, lambda directory, as_name: os.mkdir(as_name, mode, dir_fd=directory), directory=True)
     made = _look(tree, parent, name)
+    made[0].impure = False
     made[0].listing = Listing([])  # so that nobody asks the layer whether the first names in it are there
     tree.kept.keep(made[0])
     return made
@@ -211,6 +217,8 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     """link(2): one more name for a file, which is copied up first."""
     upper = _upper(tree, parent)
     copy_up(tree, node)
+    if node.data is not None and node.anchor < 0:
+        _set_redirect(tree, node, tree.at(node), same=False)
 
     def make(directory: int, as_name: bytes) -> None:
         if node.anchor >= 0:
@@ -219,6 +227,8 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
             source, known = tree.at(node)
             os.link(known, as_name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
+    if has_origin(tree, node):
+        make_impure(tree, parent)
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
@@ -322,7 +332,7 @@ def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
 
 
 def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> None:
-    """renameat2(2) with NOREPLACE or EXCHANGE; EXDEV for a directory with a lower part (redirect_dir=off)."""
+    """renameat2(2) with NOREPLACE or EXCHANGE; EXDEV for a directory with a lower part unless redirect_dir=on."""
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
         raise _fail(errno.EINVAL)
     node, _ = tree.lookup(parent, name)
@@ -337,9 +347,7 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
         raise _fail(errno.EEXIST)
     if target is node:
         return
-    if (node.is_dir and node.layers != (UPPER,)) or (
-        exchange and target and target.is_dir and target.layers != (UPPER,)
-    ):
+    if not tree.redirects and (_has_lower(node) or (exchange and target and _has_lower(target))):
         raise _fail(errno.EXDEV)
     if target is not None and not exchange:
         if node.is_dir != target.is_dir:
@@ -351,20 +359,20 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
     upper = tree.dir_fd(parent, UPPER)
     hidden_here = hidden_below(tree, parent, name)
     hidden_there = hidden_below(tree, new_parent, new_name)
+    if has_origin(tree, node):
+        make_impure(tree, new_parent)
     if exchange:
         assert target is not None
         copy_up(tree, target)
-        for directory, place, opaque in (
-            (node, (upper, name), hidden_there),
-            (target, (new_upper, new_name), hidden_here),
-        ):
-            if directory.is_dir and opaque:
-                _set_opaque(tree, *place)
+        same = parent is new_parent
+        _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=same)
+        _prepare_to_move(tree, target, (new_upper, new_name), hidden=hidden_here, same=same)
+        if has_origin(tree, target):
+            make_impure(tree, parent)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
         _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
         return
-    if node.is_dir and hidden_there:
-        _set_opaque(tree, upper, name)
+    _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=parent is new_parent)
     anchor = tree.hold(target, new_parent, new_name) if target is not None else -1
     try:
         _move(tree, (upper, name), (new_upper, new_name), node, target, whiteout=hidden_here)
@@ -380,6 +388,42 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
     tree.move_name(node, parent, name, new_parent, new_name)
     _list(tree, parent, name, None)
     _list(tree, new_parent, new_name, node)
+
+
+def _has_lower(node: Node) -> bool:
+    return node.is_dir and node.layers != (UPPER,)
+
+
+def _prepare_to_move(tree: Tree, node: Node, place: tuple[int, bytes], *, hidden: bool, same: bool) -> None:
+    """Write down, while something is still at `place`, what is to be below it when it is moved.
+
+    `hidden`: a lower layer has the new name; `same`: the new name is in the same directory.
+    """
+    if _has_lower(node) or node.data is not None:
+        _set_redirect(tree, node, place, same=same)
+        keep_places(node)
+    elif node.is_dir and hidden:
+        _set_opaque(tree, *place)
+
+
+def _set_redirect(tree: Tree, node: Node, place: tuple[int, bytes], *, same: bool) -> None:
+    """Where its lower part is, from now on under whichever name (ovl_set_redirect); EXDEV if that cannot be said."""
+    if node.redirect is not None and (same or node.redirect.startswith(b"/")):
+        return
+    value = node.name if same else absolute(_upwards(node))
+    if value is None:
+        raise _fail(errno.EXDEV)
+    try:
+        os.setxattr(xattr_path(*place), tree.prefix + marks.REDIRECT, value)
+    except OSError:
+        raise _fail(errno.EXDEV) from None  # who renames then copies and deletes, as between filesystems
+    node.redirect = value
+
+
+def _upwards(node: Node) -> Iterator[tuple[bytes, bytes | None]]:
+    while node.parent is not None:
+        yield node.name, node.redirect
+        node = node.parent
 
 
 def _move(

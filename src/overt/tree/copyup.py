@@ -13,24 +13,35 @@ import stat
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
+from overt.tree.copies import make_impure
+from overt.tree.data import Data
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
+from overt.tree.places import place_of
 from overt.tree.tree import Later, Tree
 
 Opened = list[tuple[int, int]]
 """descriptors, and those that are to take their place"""
 
+_ATTRIBUTES = -1
+"""in place of how much data is to be copied: none, it stays where it is"""
+_DATA = -2
+"""in place of the same, of a file whose attributes are copied: one who fetches its data does so for all"""
+_CAPABILITY = b"security.capability"
 _CHUNK = 1 << 30
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
 
 
-def copy_up(tree: Tree, node: Node, limit: int | None = None) -> None:
+def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = False) -> None:
     """Make sure that `node` and all directories above it are in the upper.
 
-    `limit`: copy at most so many bytes of data, the rest is about to be cut off. Raises OSError (EROFS without an
-    upper), or `Later` where data has to be copied or flushed.
+    `data`: its data too, which otherwise stays where it is with metacopy=on; `limit`: at most so many bytes of it, the
+    rest is about to be cut off. Raises OSError (EROFS without an upper), or `Later` where data has to be copied or
+    flushed.
     """
     if node.layer == UPPER:
+        if data and node.data is not None:
+            _fetch(tree, node)
         return
     if not tree.writable:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -41,7 +52,7 @@ def copy_up(tree: Tree, node: Node, limit: int | None = None) -> None:
         above = above.parent
     while missing:
         _copy_up_one(tree, missing.pop(), None)
-    _copy_up_one(tree, node, limit)
+    _copy_up_one(tree, node, limit if data or not tree.metacopy else _ATTRIBUTES)
 
 
 def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
@@ -53,12 +64,14 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     target = tree.dir_fd(node.parent, UPPER)
     times = _times(target)
+    if _keeps_number(st):
+        make_impure(tree, node.parent)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
         try:
             done = os.fstat(copy)
-            opened = _open_again(node, copy)
+            opened = _open_again(node, copy) if limit != _ATTRIBUTES else []
             try:
                 os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
             except OSError:
@@ -66,12 +79,29 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
                 raise
         finally:
             os.close(copy)
+        if limit != _ATTRIBUTES:
+            node.data = None
+        elif node.data is None:
+            node.data = Data(node.layer, (*place_of(node.parent, node.layer), name))
     else:
         done = _special(tree, node, st, source, target)
     # The copy has its name: nothing may fail from here on. The kernel does not look at what this comes to either.
     with contextlib.suppress(OSError):
         utimensat(target, b".", *times)
     _settle(tree, node, st, done, opened)
+
+
+def _keeps_number(st: os.stat_result) -> bool:
+    """Whether a copy is the same file to everybody: not one of the other names that a lower file has."""
+    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1
+
+
+def _origin(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> bytes | None:
+    """What is to be written down of where a copy comes from; None for nothing."""
+    mode = st.st_mode
+    if not _keeps_number(st) or (tree.prefix == marks.USER_PREFIX and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
+        return None
+    return tree.handles.of(tree.layers[node.layer], directory, name)
 
 
 def _open_again(node: Node, copy: int) -> Opened:
@@ -95,6 +125,10 @@ def _close(opened: Opened) -> None:
 def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result, opened: Opened) -> None:
     tree.in_upper(node, done, hard_linked=lower.st_nlink > 1)
     tree.changed.append(node.id)
+    _take_over(opened)
+
+
+def _take_over(opened: Opened) -> None:
     for fd, replacement in opened:
         os.dup2(replacement, fd, inheritable=False)
     _close(opened)
@@ -105,7 +139,7 @@ def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
     st = os.fstat(node.anchor)
     if not stat.S_ISREG(st.st_mode):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-    copy = _data(tree, node, st, limit)
+    copy = _data(tree, node, st, None if limit == _ATTRIBUTES else limit)
     try:
         done = os.fstat(copy)
         opened = _open_again(node, copy)
@@ -119,6 +153,7 @@ def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
     os.close(node.anchor)
     node.anchor = anchor
     node.dropped = False
+    node.data = None
     _settle(tree, node, st, done, opened)
 
 
@@ -126,19 +161,35 @@ def _nameless(tree: Tree, node: Node, limit: int | None) -> None:
 
 
 def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
-    """A nameless copy of a regular file in the work directory, with data and attributes; `Later` unless it is short."""
+    """A nameless copy of a regular file in the work directory, with data and attributes; `Later` unless it is short.
+
+    `limit` may be _ATTRIBUTES.
+    """
     prepared = tree.prepared.pop((node, limit), None)
     if isinstance(prepared, int):
         return prepared
-    length = st.st_size if limit is None else min(st.st_size, limit)
+    length = st.st_size if limit is None else 0 if limit == _ATTRIBUTES else min(st.st_size, limit)
     flush = tree.sync == "strict" or (tree.sync == "auto" and length > 0)
-    if not flush and length <= tree.inline_copy:
-        source = tree.open(node, os.O_RDONLY)
-        return _copy(tree, source, st, length, flush=False)
-    source = tree.open(node, os.O_RDONLY)
+    own = tree.open_own(node, os.O_RDONLY)
+    source = -1
+    try:
+        origin = _origin(tree, node, st, own, b"")
+        if length and node.data is not None:
+            source = tree.open(node, os.O_RDONLY)
+    except OSError:
+        os.close(own)
+        raise
 
     def work() -> int:
-        return _copy(tree, source, st, length, flush=flush)
+        try:
+            return _copy(tree, own, source, st, length, origin, flush=flush, metacopy=limit == _ATTRIBUTES)
+        finally:
+            os.close(own)
+            if source >= 0:
+                os.close(source)
+
+    if not flush and length <= tree.inline_copy:
+        return work()
 
     def finish(copy: object) -> None:
         tree.prepared[node, limit] = copy
@@ -146,24 +197,97 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     raise Later((node, limit), work, finish)
 
 
-def _copy(tree: Tree, source: int, st: os.stat_result, length: int, *, flush: bool) -> int:
-    """A nameless copy, in the work directory, of `length` bytes and all attributes of `source`, which is closed."""
+def _copy(
+    tree: Tree, own: int, source: int, st: os.stat_result, length: int, origin: bytes | None, *, flush: bool,
+    metacopy: bool,
+) -> int:  # fmt: skip
+    """A nameless copy, in the work directory, of all attributes of `own` and `length` bytes of it, or of `source`.
+
+    `metacopy`: mark it as one that has no data, and is as long as if it had.
+    """
+    copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
     try:
-        copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
+        _copy_data(source if source >= 0 else own, copy, length)
+        os.fchown(copy, st.st_uid, st.st_gid)
+        _copy_xattrs(tree, own, copy)
+        if origin is not None:
+            os.setxattr(copy, tree.prefix + marks.ORIGIN, origin)
+        if metacopy:
+            os.truncate(copy, st.st_size)
+            os.setxattr(copy, tree.prefix + marks.METACOPY, b"")
+        os.fchmod(copy, stat.S_IMODE(st.st_mode))
+        os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
+        if flush:
+            os.fsync(copy)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _fetch(tree: Tree, node: Node) -> None:
+    """Give a file of the upper the data that it was copied up without (ovl_copy_up_meta_inode_data).
+
+    The data comes into the file itself, which nobody reads while it has its mark; the mark goes last, so that a crash
+    or an error before that leaves the data where it was. All of it comes, also for one who is about to cut it off: two
+    who wait may want different parts, and he who cuts may fail.
+    """
+    key = node, _DATA
+    target = tree.prepared.pop(key, None)
+    if not isinstance(target, int):
+        st = tree.stat(node)
+        source = tree.open(node, os.O_RDONLY)
         try:
-            _copy_data(source, copy, length)
-            os.fchown(copy, st.st_uid, st.st_gid)
-            _copy_xattrs(tree, source, copy)
-            os.fchmod(copy, stat.S_IMODE(st.st_mode))
-            os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
-            if flush:
-                os.fsync(copy)
-        except BaseException:
-            os.close(copy)
+            target = tree.open_own(node, os.O_RDWR)
+        except OSError:
+            os.close(source)
             raise
-        return copy
+        flush = tree.sync != "volatile" and st.st_size > 0
+
+        def work() -> int:
+            return _fill(source, target, st, flush=flush)
+
+        def finish(filled: object) -> None:
+            tree.prepared[key] = filled
+
+        if flush or st.st_size > tree.inline_copy:
+            raise Later(key, work, finish)
+        work()
+    try:
+        opened = _open_again(node, target)
+        try:
+            os.removexattr(target, tree.prefix + marks.METACOPY)
+        except OSError:
+            _close(opened)
+            raise
+    finally:
+        os.close(target)
+    node.data = None
+    tree.changed.append(node.id)
+    _take_over(opened)
+
+
+def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
+    """Copy all data into `target`, which keeps its attributes, `st`, and is closed on errors; `source` is closed."""
+    try:
+        try:
+            capability = os.getxattr(target, _CAPABILITY)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+            capability = None
+        _copy_data(source, target, st.st_size)
+        if capability is not None:  # writing has taken it away
+            os.setxattr(target, _CAPABILITY, capability)
+        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+        if flush:
+            os.fsync(target)
+    except BaseException:
+        os.close(target)
+        raise
     finally:
         os.close(source)
+    return target
 
 
 def _copy_data(source: int, copy: int, length: int) -> None:
@@ -247,6 +371,9 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
+        origin = _origin(tree, node, st, source, name)
+        if origin is not None:
+            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + marks.ORIGIN, origin, follow_symlinks=False)
         carry(tree, source, name, st, temporary)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)

@@ -6,6 +6,7 @@ it, lower layers are read-only through it whatever a caller does, and reading th
 
 import errno
 import os
+import stat
 from collections import deque
 
 from overt.host import mounts
@@ -21,7 +22,7 @@ class Layer:
     LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME | mounts.MOUNT_ATTR_NODEV
     """what the mount of a lower layer has to be; devices are opened by the kernel in front of us, and never here"""
 
-    __slots__ = ("device", "index", "prefix", "root", "xattr_whiteouts")
+    __slots__ = ("attributes_only", "device", "index", "prefix", "root", "xattr_whiteouts")
 
     def __init__(self, index: int, root: int, prefix: bytes = marks.PREFIX) -> None:
         """`root`: a descriptor of the layer on a mount of its own, which the layer closes; `prefix`: of the marks."""
@@ -29,14 +30,16 @@ class Layer:
         self.index = index
         self.root = root
         self.device = os.fstat(self.root).st_dev
-        mark = self._mark(self.root, b".", marks.OPAQUE) if index != UPPER else None
+        mark = self.mark(self.root, b".", marks.OPAQUE) if index != UPPER else None
+        self.attributes_only = False
+        """whether files without their data are to be expected, so that each file is asked"""
         self.xattr_whiteouts = mark == marks.OPAQUE_WITH_XATTR_WHITEOUTS
 
     def close(self) -> None:
         """Let go of the layer."""
         os.close(self.root)
 
-    def _mark(self, directory: int, name: bytes, mark: bytes) -> bytes | None:
+    def mark(self, directory: int, name: bytes, mark: bytes) -> bytes | None:
         """The value of one of a file's marks; None without it."""
         try:
             return os.getxattr(xattr_path(directory, name), self.prefix + mark, follow_symlinks=False)
@@ -45,33 +48,32 @@ class Layer:
                 raise
             return None
 
-    def is_opaque(self, directory: int, name: bytes) -> bool:
-        """Whether a directory hides what is below; EPERM if the layer says that this is to be found elsewhere.
-
-        The kernel says the same where redirects are not followed (redirect_dir=nofollow).
-        """
+    def below(self, directory: int, name: bytes) -> int:
+        """What a directory does with what is below it: marks.MERGES, HIDES or ELSEWHERE."""
         try:
             if not os.listxattr(xattr_path(directory, name), follow_symlinks=False):
-                return False
+                return marks.MERGES
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return False
-        if self._mark(directory, name, marks.REDIRECT) is not None:
-            raise OSError(errno.EPERM, "a redirected directory")
-        return self._mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES
+            return marks.MERGES
+        if self.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES:
+            return marks.HIDES
+        return marks.MERGES if self.mark(directory, name, marks.REDIRECT) is None else marks.ELSEWHERE
 
-    def must_have_data(self, directory: int, name: bytes, st: os.stat_result) -> None:
-        """EPERM for a file that another overlay has copied up without its data (as the kernel with metacopy=off)."""
-        possible = marks.may_be_metacopy(st.st_mode, st.st_size, st.st_blocks)
-        if possible and self._mark(directory, name, marks.METACOPY) is not None:
-            raise OSError(errno.EPERM, "a file without its data")
+    def lacks_data(self, directory: int, name: bytes, st: os.stat_result) -> bool:
+        """Whether another overlay has copied up the file without its data."""
+        if self.attributes_only:
+            possible = stat.S_ISREG(st.st_mode)
+        else:
+            possible = marks.may_be_metacopy(st.st_mode, st.st_size, st.st_blocks)
+        return possible and self.mark(directory, name, marks.METACOPY) is not None
 
     def is_xattr_whiteout(self, directory: int, name: bytes, st: os.stat_result) -> bool:
         """Whether a file of this layer is an empty regular one that carries the whiteout mark."""
         if not self.xattr_whiteouts or not marks.may_be_xattr_whiteout(st.st_mode, st.st_size):
             return False
-        return self._mark(directory, name, marks.WHITEOUT) is not None
+        return self.mark(directory, name, marks.WHITEOUT) is not None
 
 
 def xattr_path(directory: int, name: bytes) -> bytes:

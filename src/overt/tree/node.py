@@ -20,10 +20,12 @@ class Node:
         "anchor",
         "backing",
         "children",
+        "data",
         "dropped",
         "fds",
         "handles",
         "id",
+        "impure",
         "ino",
         "key",
         "layer",
@@ -36,7 +38,9 @@ class Node:
         "mode",
         "name",
         "parent",
+        "places",
         "readers",
+        "redirect",
         "refused",
         "stale",
         "written",
@@ -57,6 +61,14 @@ class Node:
         """what the tree's table of upper files has it under"""
         self.dropped = False
         """whether a file that only a lower layer has was removed while in use: it has no links any more"""
+        self.places: dict[int, tuple[bytes, ...]] | None = None
+        """layers in which the directory is not where its name says, and the names that lead there from the root"""
+        self.redirect: bytes | None = None
+        """what its mark in the upper says of that"""
+        self.data: Any = None
+        """where the data of a file is that has only attributes in its layer (overt.tree.data.Data)"""
+        self.impure: bool | None = None
+        """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
         self.children: dict[bytes, Node] | None = None
         self.fds: dict[int, int] = {}
         self.links: set[tuple[Node, bytes]] | None = None

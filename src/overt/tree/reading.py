@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 
 from overt.host.files import getdents
-from overt.overlay import marks
+from overt.overlay import images, marks
 from overt.overlay.listing import DT_CHR, DT_UNKNOWN, Entry, Listing, merge
+from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
 from overt.wire.dirent import parse
@@ -34,7 +35,8 @@ def entries(fd: int, layer: int = 0) -> Iterator[Entry]:
 def _layer_entries(tree: Tree, node: Node, layer: int) -> list[tuple[Entry, bool]]:
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.dir_fd(node, layer))
     try:
-        return [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+        found = [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+        return images.read(found) if tree.whiteouts_are_files and layer != UPPER else found
     finally:
         os.close(fd)
 

@@ -5,16 +5,21 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 
-from overt.overlay import marks
-from overt.overlay.listing import Entry
+from overt.overlay import marks, redirect
+from overt.overlay.listing import DT_DIR, Entry
+from overt.overlay.numbers import Numbers
+from overt.tree.copies import is_impure, origin_of
+from overt.tree.data import open_data
+from overt.tree.follow import discover
+from overt.tree.handles import Handles
 from overt.tree.kept import Kept
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
+from overt.tree.places import DIRECTORY, open_place
 
 Work = Callable[[], object]
 Finish = Callable[[object], None]
 
-_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _O_ANCHOR = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _IFMT = 0o170000
 
@@ -36,6 +41,9 @@ class Later(Exception):
 class Tree:
     """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
 
+    whiteouts_are_files = False
+    """whether lower layers may have whiteouts of another kind (overt.tree.images)"""
+
     def __init__(
         self,
         layers: Iterable[Layer],
@@ -43,18 +51,29 @@ class Tree:
         cache: DescriptorCache,
         *,
         sync: str = "auto",
+        redirect_dir: str = redirect.FOLLOW,
+        metacopy: bool = False,
+        data: Iterable[Layer] = (),
         inline_copy: int = 1 << 18,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
 
+        `metacopy`: copy attributes up without the data; `data`: data-only layers, in which data alone is looked for.
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
         self.layers = {layer.index: layer for layer in layers}
+        self.data = {layer.index: layer for layer in data}
+        self.metacopy = metacopy
+        for layer in self.layers.values():
+            layer.attributes_only = metacopy or bool(self.data)
         self.name_max = os.fstatvfs(next(iter(self.layers.values())).root).f_namemax
         self.prefix = next(iter(self.layers.values())).prefix
         self.work = work
         self.cache = cache
         self.sync = sync
+        self.follows = redirect_dir != redirect.NOFOLLOW
+        self.redirects = redirect_dir == redirect.ON
+        """whether a directory with a lower part can be renamed"""
         self.inline_copy = inline_copy
         self.nodes: dict[int, Node] = {}
         self.upper_files: dict[object, Node] = {}
@@ -62,20 +81,24 @@ class Tree:
         self.prepared: dict[tuple[Node, int | None], object] = {}
         self.origins: dict[object, int] = {}
         """key of an upper file -> the inode number that the file had before it was copied up"""
+        self.handles = Handles(self.layers.values())
         self.changed: list[int] = []
         """nodes whose attributes changed without the kernel knowing; the server tells it"""
-        self._devices: dict[int, int] = {}
         self._last_id = ROOT_ID
         self._temporary = 0
-        indices = tuple(sorted(self.layers))
-        for index in indices:
-            self._devices.setdefault(self.layers[index].device, len(self._devices))
-        self._bottom = indices[-1]
-        top_lower = self.layers[max(indices[0], UPPER + 1)]
-        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
+        indices = self.layers_of_root()
+        devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
+        self._number = Numbers(devices, upper=UPPER in self.layers).shown
+        self.bottom = indices[-1]
+        top = self.layers[indices[0]]
+        self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top.root)))
         self.root.lookups = 1
         self.root.fds = {index: layer.root for index, layer in self.layers.items()}
         self.nodes[ROOT_ID] = self.root
+
+    def layers_of_root(self) -> tuple[int, ...]:
+        """The layers that are merged in the root, which is all, uppermost first."""
+        return tuple(sorted(self.layers))
 
     @property
     def writable(self) -> bool:
@@ -88,8 +111,9 @@ class Tree:
         for node in list(self.nodes.values()):
             node.close()
         self.nodes.clear()
-        for layer in self.layers.values():
+        for layer in (*self.layers.values(), *self.data.values()):
             layer.close()
+        self.handles.close()
         if self.work >= 0:
             os.close(self.work)
 
@@ -169,12 +193,16 @@ class Tree:
             fd = node.fds.get(layer)
             if fd is not None:
                 break
+            if node.places is not None and layer in node.places:
+                fd = open_place(self.layers[layer].root, node.places[layer])
+                self.cache.hold(node.fds, layer, fd)
+                break
             chain.append(node)
             assert node.parent is not None
             node = node.parent
         while chain:
             node = chain.pop()
-            fd = os.open(node.name, _O_DIRECTORY, dir_fd=fd)
+            fd = os.open(node.name, DIRECTORY, dir_fd=fd)
             self.cache.hold(node.fds, layer, fd)
         return fd
 
@@ -209,7 +237,13 @@ class Tree:
         return "/" + "/".join(reversed(parts))
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the file in its layer. Whatever has taken its place behind our back, we do not wait for it."""
+        """Open the file where its data is. Whatever has taken its place behind our back, we do not wait for it."""
+        if node.data is not None:
+            return open_data(self, node, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return self.open_own(node, flags)
+
+    def open_own(self, node: Node, flags: int) -> int:
+        """Open the file where its attributes are."""
         flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.anchor >= 0:
             return os.open(b"/proc/self/fd/%d" % node.anchor, flags)
@@ -218,17 +252,22 @@ class Tree:
 
     def ino(self, st: os.stat_result) -> int:
         """The inode number to show: the file's own, marked with its device where layers are on several."""
-        index = self._devices.get(st.st_dev)
-        if index is None:
-            index = self._devices[st.st_dev] = len(self._devices)
-        return st.st_ino if index == 0 else st.st_ino | index << 56
+        return self._number(st.st_dev, st.st_ino)
 
     def listed_ino(self, directory: Node, entry: Entry) -> int:
         """The inode number to show beside a name in a listing."""
         child = directory.children.get(entry.name) if directory.children else None
         if child is not None:
             return child.ino
-        return entry.ino | self._devices[self.layers[entry.layer].device] << 56
+        if entry.layer == UPPER and (is_impure(self, directory) or (entry.kind == DT_DIR and directory.merged)):
+            try:
+                found = self.find(directory, entry.name)
+            except OSError:  # the name is listed all the same, and whoever looks it up is told
+                found = None
+            if found is not None:
+                self.unused(found[0])
+                return found[0].ino
+        return self._number(self.layers[entry.layer].device, entry.ino)
 
     # From a name to a node
 
@@ -278,23 +317,39 @@ class Tree:
                 continue
             mode = st.st_mode
             if mode & _IFMT != stat.S_IFDIR:
-                if top is None and not self._whiteout(layer, directory, name, st):
-                    self.layers[layer].must_have_data(directory, name, st)
+                if top is None and not self.is_whiteout(layer, directory, name, st):
+                    if self.layers[layer].lacks_data(directory, name, st):
+                        return discover(self, parent, name)
                     top = st
                     found.append(layer)
+                    if layer == UPPER and parent.impure is not False and is_impure(self, parent):
+                        second = origin_of(self, directory, name, st)
                 break
             found.append(layer)
             if top is None:
                 top = st
             elif second is None:
                 second = st
-            if layer != self._bottom and self.layers[layer].is_opaque(directory, name):
-                break
+            if layer != self.bottom:
+                below = self.layers[layer].below(directory, name)
+                if below == marks.HIDES:
+                    break
+                if below == marks.ELSEWHERE:
+                    return discover(self, parent, name)
         if top is None:
             return None
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
-    def _whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
+    def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
+        """Whether another file of the layer says that the name is gone; asked only if `whiteouts_are_files`."""
+        raise NotImplementedError
+
+    def hides(self, layer: int, directory: int, name: bytes) -> bool:
+        """Whether a file in a directory of the layer says that it hides what is below; likewise."""
+        raise NotImplementedError
+
+    def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
+        """Whether a file of a layer says that the name is gone."""
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return True
         return self.layers[layer].is_xattr_whiteout(directory, name, st)
@@ -309,18 +364,20 @@ class Tree:
     ) -> Node:
         """The node for a file found or made as `name`; one that is known under another name of the upper is that one.
 
-        `below` is the lower directory that one in the upper is merged with: its inode number is shown, so that a
-        copy-up changes nothing.
+        `below` is the lower directory that one in the upper is merged with, or the file that it is a copy of: its inode
+        number is shown, so that a copy-up changes nothing.
         """
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
-            key = self._key(st)
+            key = self.key_of(st)
             node = self.upper_files.get(key)
             if node is not None:
                 self._name(node, parent, name)
                 return node
-            ino = self.ino(st)
-            if self.origins:
+            ino = self.ino(below or st)
+            if below is not None:
+                self.origins[key] = ino
+            elif self.origins:
                 ino = self.origins.get(key, ino)
         else:
             ino = self.ino(below or st)
@@ -339,7 +396,7 @@ class Tree:
         node = Node(self._next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
         node.anchor = anchor
         self.nodes[node.id] = node
-        node.key = self._key(st)
+        node.key = self.key_of(st)
         self.upper_files[node.key] = node
         return node
 
@@ -347,7 +404,8 @@ class Tree:
         self._last_id += 1
         return self._last_id
 
-    def _key(self, st: os.stat_result) -> object:
+    def key_of(self, st: os.stat_result) -> object:
+        """What the table of upper files has a file under."""
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
     def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
@@ -361,9 +419,10 @@ class Tree:
                 node.parent.listing.add(entry._replace(layer=UPPER))
         if node.is_dir:
             node.layers = (UPPER, *node.layers)
+            node.impure = False
         else:
             node.layers = (UPPER,)
-            node.key = self._key(st)
+            node.key = self.key_of(st)
             self.upper_files[node.key] = node
             if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
                 node.ino = self.ino(st)
@@ -437,6 +496,8 @@ class Tree:
             os.close(fd)
         node.fds.clear()
         node.layers = (UPPER,)
+        node.places = node.redirect = None
+        node.impure = False
 
     def temporary(self) -> bytes:
         """A name for use in the work directory, in overlayfs's manner."""

@@ -1,0 +1,185 @@
+"""Inode numbers: one for each file, the same before and after copy-up and a new mount, and the kernel's."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from overt.host import mounts
+
+from .ground import Layers, marks
+from .twins import listed_otherwise
+
+ORIGIN = "trusted.overlay.origin"
+THINGS = ("file", "link", "fifo", "dir", "dir/file")
+
+
+def furnish(layer: Path) -> None:
+    (layer / "dir").mkdir()
+    for name in ("file", "dir/file"):
+        (layer / name).write_text(name)
+    (layer / "link").symlink_to("file")
+    os.mkfifo(layer / "fifo")
+
+
+def change(root: Path) -> None:
+    for name in THINGS:
+        os.lchown(root / name, 3, 4)
+
+
+def numbers(root: Path) -> dict[str, int]:
+    return {name: os.lstat(root / name).st_ino for name in THINGS}
+
+
+def test_a_copy_keeps_its_number_over_mounts_and_in_the_kernel(layers: Layers) -> None:
+    furnish(layers.lower)
+    root = layers.mount()
+    before = numbers(root)
+    change(root)
+    assert numbers(root) == before
+    layers.umount()
+    assert {name: os.lstat(layers.lower / name).st_ino for name in THINGS} == before
+    assert all(os.lstat(layers.upper / name).st_ino != before[name] for name in THINGS)
+    with layers.kernel() as path:
+        assert numbers(path) == before
+        assert not listed_otherwise(path)
+    assert not listed_otherwise(layers.mount())
+    assert numbers(root) == before
+
+
+def test_the_kernels_copies_keep_theirs_here(layers: Layers) -> None:
+    furnish(layers.lower)
+    with layers.kernel() as path:
+        before = numbers(path)
+        change(path)
+    root = layers.mount()
+    assert not listed_otherwise(root)
+    assert numbers(root) == before
+
+
+def test_the_origin_is_the_kernels_byte_for_byte(new_layers: Callable[..., Layers]) -> None:
+    layers = new_layers()
+    furnish(layers.lower)
+    written = []
+    for by in ("overt", "kernel"):
+        if by == "overt":
+            change(layers.mount())
+            layers.umount()
+        else:
+            with layers.kernel() as path:
+                change(path)
+        written.append(
+            {name: os.getxattr(layers.upper / name, ORIGIN, follow_symlinks=False) for name in THINGS}
+            | {"": marks(layers.upper) - {"trusted.overlay.uuid"}, "in dir": marks(layers.upper / "dir")}
+        )
+        subprocess.run(["rm", "-rf", layers.upper, layers.work], check=True)
+        layers.upper.mkdir()
+        layers.work.mkdir()
+    assert written[0] == written[1]
+    assert written[0][""] == {"trusted.overlay.impure"}
+
+
+def test_a_copy_keeps_its_number_wherever_it_goes(layers: Layers) -> None:
+    """Moved and linked into directories of the upper; the number is the file's, under each of its names."""
+    furnish(layers.lower)
+    root = layers.mount()
+    number = os.stat(root / "file").st_ino
+    for name in ("one", "two", "three"):
+        (root / name).mkdir()
+    os.rename(root / "file", root / "one" / "moved")
+    os.link(root / "one" / "moved", root / "two" / "linked")
+    layers.umount()
+    layers.mount()
+    for name in ("one/moved", "two/linked"):
+        assert os.stat(root / name).st_ino == number
+    assert not listed_otherwise(root)
+    layers.umount()
+    assert marks(layers.upper / "three") == set()
+    with layers.kernel() as path:
+        assert [os.stat(path / name).st_ino for name in ("one/moved", "two/linked")] == [number] * 2
+        assert not listed_otherwise(path)
+
+
+def test_one_of_two_names_is_another_file_once_it_is_copied_up(layers: Layers) -> None:
+    (layers.lower / "one").write_text("text")
+    os.link(layers.lower / "one", layers.lower / "two")
+    root = layers.mount()
+    os.chmod(root / "one", 0o600)
+    assert marks(layers.upper / "one") == set()
+    layers.umount()
+    layers.mount()
+    assert os.stat(root / "one").st_ino == os.stat(layers.upper / "one").st_ino
+    assert os.stat(root / "two").st_ino == os.stat(layers.lower / "two").st_ino
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: b"", lambda value: b"\xff" * 200, lambda value: value[:-1], lambda value: value[:20],
+        lambda value: value[:5] + bytes(16) + value[21:], lambda value: value[:5] + b"u" * 16 + value[21:],
+        lambda value: value[:-4] + b"\xee" * 4, lambda value: value[:4] + b"\x99" + value[5:],
+    ],
+    ids=["empty", "noise", "cut", "no uuid", "uuid zero", "another filesystem", "another file", "another type"],
+)  # fmt: skip
+def test_an_origin_that_leads_nowhere_leaves_a_copy_its_own_number(
+    layers: Layers, spoil: Callable[[bytes], bytes]
+) -> None:
+    furnish(layers.lower)
+    change(layers.mount())
+    layers.umount()
+    value = os.getxattr(layers.upper / "file", ORIGIN)
+    os.setxattr(layers.upper / "file", ORIGIN, spoil(value))
+    root = layers.mount()
+    assert os.stat(root / "file").st_ino == os.stat(layers.upper / "file").st_ino
+    assert (root / "file").read_text() == "file"
+    assert not listed_otherwise(root)
+
+
+def test_an_origin_of_another_kind_is_not_believed(layers: Layers) -> None:
+    furnish(layers.lower)
+    change(layers.mount())
+    layers.umount()
+    os.setxattr(layers.upper / "file", ORIGIN, os.getxattr(layers.upper / "dir", ORIGIN))
+    root = layers.mount()
+    assert os.stat(root / "file").st_ino == os.stat(layers.upper / "file").st_ino
+
+
+@pytest.fixture
+def elsewhere(layers: Layers) -> Iterator[Layers]:
+    """Lower layers on two tmpfs, where new files have small numbers, below an upper on ext4."""
+    layers.lowers = [layers.place / "other0" / "lower", layers.place / "other1" / "lower"]
+    for lower in layers.lowers:
+        lower.parent.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", lower.parent], check=True, timeout=30)
+        lower.mkdir()
+    yield layers
+    if os.path.ismount(layers.path):
+        mounts.umount(layers.path)
+    for lower in layers.lowers:
+        mounts.umount(lower.parent)
+
+
+@pytest.mark.parametrize("xino", ["on", "auto"])
+def test_on_several_filesystems_they_are_the_kernels(elsewhere: Layers, xino: str) -> None:
+    elsewhere.features = f"xino={xino}"
+    furnish(elsewhere.lowers[1])
+    for name in ("top", "top2"):
+        (elsewhere.lowers[0] / name).touch()
+    (elsewhere.upper / "own").touch()
+    with elsewhere.kernel() as path:
+        expected = {name: os.lstat(path / name).st_ino for name in (*THINGS, "top", "top2", "own", ".")}
+    root = elsewhere.mount()
+    shown = {name: os.lstat(root / name).st_ino for name in expected}
+    assert shown == expected
+    assert len(set(shown.values())) == len(shown)
+    change(root)
+    assert {name: os.lstat(root / name).st_ino for name in expected} == expected
+    assert not listed_otherwise(root)
+    elsewhere.umount()
+    elsewhere.mount()
+    assert {name: os.lstat(root / name).st_ino for name in expected} == expected
+    assert not listed_otherwise(root)
+    with elsewhere.kernel() as path:
+        assert {name: os.lstat(path / name).st_ino for name in expected} == expected
