@@ -31,7 +31,11 @@ _MESSAGE = struct.Struct("=cQ")
 
 
 def _keep_only(fd: int, *, stderr: bool) -> None:
-    """Let go of every other descriptor: whoever waits for the end of our parent's output must not wait for us too."""
+    """Let go of every other descriptor: whoever waits for the end of our parent's output must not wait for us too.
+
+    And of the directory in which the server was started, whose filesystem somebody may want to unmount.
+    """
+    os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1) if stderr else (0, 1, 2):
         os.dup2(null, standard)
