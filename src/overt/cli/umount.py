@@ -36,7 +36,7 @@ def command(target: str, *, as_json: bool) -> int:
     if not entry.alive:
         if registry.mounted(entry):
             mounts.umount(entry.target, mounts.MNT_DETACH)
-        registry.remove(entry.device)
+        registry.remove(entry.file)
         click.echo(
             f"overt: {target}: its server {entry.pid} was dead: cleared away; what it had not flushed may be lost",
             err=True,

@@ -95,6 +95,8 @@ class Mount:
         self.placed = False
         """whether it is at `target` in the server's own namespace; otherwise `target` is just what to call it"""
         self.device = 0
+        self.registered = ""
+        """its file in the registry, if it is at `target`"""
         self.kind = ""
         wanted = WANTED | (fuse.FUSE_PASSTHROUGH if options.passthrough else 0)
         self.session = Session(wanted, MAX_WRITE, lambda line: events.say("refused", mount=target, why=line))

@@ -1,11 +1,15 @@
 """Where commands find the servers, and which server a mount belongs to: files in /run/overt.
 
-`PID.sock` is a server's control socket, `MAJOR:MINOR` names the server and the place of a mount. A server that was
-killed leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away.
+`PID.sock` is a server's control socket, `MAJOR:MINOR.PID.NUMBER` names the place of a mount. A server that was killed
+leaves both, and its mounts answer ENOTCONN: `clear_dead` takes them away.
+
+A mount's device number alone would not do: the loop device behind it is free, and another mount's, before its server
+can note that it is gone.
 """
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import socket
@@ -24,8 +28,9 @@ def directory() -> Path:
 
 
 class Entry(NamedTuple):
-    """One registered mount: its st_dev, its server, its place."""
+    """One registered mount: its file here, its st_dev, its server, its place."""
 
+    file: str
     device: int
     pid: int
     target: str
@@ -49,29 +54,32 @@ def answers(path: Path) -> bool:
         return True
 
 
-def _file(device: int) -> Path:
-    return directory() / f"{os.major(device)}:{os.minor(device)}"
+_numbers = itertools.count(1)
 
 
-def enter(device: int, target: str) -> None:
-    """Note that this process serves the mount at `target`."""
-    _file(device).write_bytes(b"%d %b" % (os.getpid(), os.fsencode(target)))
+def enter(device: int, target: str) -> str:
+    """Note that this process serves the mount at `target`; return the file that says so, for `remove`."""
+    name = f"{os.major(device)}:{os.minor(device)}.{os.getpid()}.{next(_numbers)}"
+    file = directory() / name
+    file.write_bytes(os.fsencode(target))
+    return str(file)
 
 
-def remove(device: int) -> None:
+def remove(file: str) -> None:
     """Note that a mount is gone."""
-    _file(device).unlink(missing_ok=True)
+    Path(file).unlink(missing_ok=True)
 
 
 def entries() -> list[Entry]:
-    """All registered mounts."""
+    """All registered mounts, the latest last."""
     found = []
     for file in directory().glob("*:*"):
         with contextlib.suppress(OSError, ValueError):  # it went away while we looked
-            major, minor = map(int, file.name.split(":"))
-            pid, _, target = file.read_bytes().partition(b" ")
-            found.append(Entry(os.makedev(major, minor), int(pid), os.fsdecode(target)))
-    return found
+            device, pid, number = file.name.split(".")
+            major, minor = map(int, device.split(":"))
+            entry = Entry(str(file), os.makedev(major, minor), int(pid), os.fsdecode(file.read_bytes()))
+            found.append((file.stat().st_mtime_ns, int(number), entry))
+    return [entry for _, _, entry in sorted(found)]
 
 
 def sockets() -> list[Path]:
@@ -88,7 +96,7 @@ def clear_dead() -> list[str]:
         if mounted(entry):
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
-        remove(entry.device)
+        remove(entry.file)
     for path in sockets():
         if not answers(path):
             path.unlink(missing_ok=True)

@@ -72,7 +72,7 @@ class Service:
             raise Refusal(f"mount point {target}: {error.strerror}") from None
         target = os.path.realpath(target)
         with self._made(options, target) as (mount, fd):
-            registry.enter(mount.device, target)
+            mount.registered = registry.enter(mount.device, target)
             try:
                 mounts.attach(fd, target)
             except OSError as error:
@@ -243,7 +243,7 @@ class Service:
             record = self._record(mount, self._flush(mount))  # nobody can write any more
         finally:
             mount.end()
-        registry.remove(mount.device)
+        registry.remove(mount.registered)
         self.events.say("unmounted", **record)
         # Who mounts the same directories again should not find them in use. Another namespace may still have the mount.
         patience = _LAST_SERVED if mount.destroyed else 0.0 if mount.kind == "fuseblk" else _PLAIN
@@ -335,7 +335,8 @@ class Service:
             self.events.say("the watchdog is gone", mount=mount.target, why=str(error))
 
     def _gone(self, mount: Mount) -> None:
-        registry.remove(mount.device)
+        if mount.registered:
+            registry.remove(mount.registered)
         self._tell_watchdog(self.watchdog.release, mount)
         self.events.say("gone", mount=mount.target)
         with self._lock:

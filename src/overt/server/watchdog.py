@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import syslog
+from collections import Counter
 from collections.abc import Callable
 
 from overt.host import mounts
@@ -98,7 +99,8 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connections = _connections()
-    guarded: set[int] = set()
+    # Counted: a new mount can have the number of one that is not reported gone yet.
+    guarded: Counter[int] = Counter()
     leader = pid
     silent = 0.0
     asked = False
@@ -110,9 +112,9 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
                 return
             verb, number = _MESSAGE.unpack(message)
             if verb == _ADD:
-                guarded.add(number)
+                guarded[number] += 1
             elif verb == _DROP:
-                guarded.discard(number)
+                guarded[number] -= 1
             else:
                 asked, silent, leader = False, 0.0, number
         elif not asked:
@@ -123,7 +125,7 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
             if _on_a_disk(leader, _where(leader)):
                 silent = 0.0
             elif silent >= patience:
-                _abort(connections, guarded, pid, say)
+                _abort(connections, set(+guarded), pid, say)
                 return
 
 
