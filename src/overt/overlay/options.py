@@ -14,6 +14,9 @@ XINO_MODES = ("auto", "on", "off")
 _IGNORED = {
     "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
+    # What mount(8) gives on to a helper. Access times are the upper's affair, as for kernel overlayfs.
+    "atime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime", "lazytime", "nolazytime",
+    "silent", "loud",
 }  # fmt: skip
 
 _VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts")
