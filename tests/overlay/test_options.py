@@ -30,7 +30,8 @@ def test_layers_are_listed_uppermost_first() -> None:
         ("metacopy=on", {"metacopy": True, "redirect_dir": "on"}),
         ("metacopy=on,redirect_dir=on", {"metacopy": True, "redirect_dir": "on"}),
         ("redirect_dir=on", {"redirect_dir": "on"}), ("redirect_dir=off", {"redirect_dir": "off"}),
-        ("nodiratime,strictatime,lazytime,silent", {}),
+        ("noatime,nodiratime", {"atime": "noatime", "dir_atime": False}), ("strictatime", {"atime": "strictatime"}),
+        ("noatime,relatime,nodiratime,diratime,lazytime,silent", {}),
     ],
 )  # fmt: skip
 def test_understood(text: str, option: dict[str, object]) -> None:

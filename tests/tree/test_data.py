@@ -362,3 +362,28 @@ def test_a_writer_of_another_user_is_not_kept_out(old: Path) -> None:
         assert old.read_bytes()[:6] == b"theirs"
     finally:
         os.close(fd)
+
+
+# Access times
+
+
+@pytest.mark.parametrize("option", ["relatime", "noatime", "nodiratime", "strictatime"])
+def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[..., Layers], option: str) -> None:
+    """And not as the upper's mount says, nor ever those of a lower layer."""
+    layers = new_layers(options=option)
+    for layer in (layers.upper, layers.lower):
+        (layer / f"{layer.name}-dir").mkdir()
+        (layer / f"{layer.name}-file").write_text("text")
+        for path in layer.iterdir():
+            os.utime(path, (10**9, 10**9))
+    root = layers.mount()
+    changed = set()
+    for path in sorted(root.iterdir()):
+        _ = os.listdir(path) if path.is_dir() else path.read_bytes()
+        if os.stat(path).st_atime != 10**9:
+            changed.add(path.name)
+    expected = {
+        "relatime": {"upper-dir", "upper-file"}, "noatime": set(), "nodiratime": {"upper-file"},
+        "strictatime": {"upper-dir", "upper-file"},
+    }  # fmt: skip
+    assert changed == expected[option]

@@ -17,7 +17,7 @@ from overt.server.client import Client, ServerError
 _OPTIONS_HELP = (
     "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
     "unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, whiteouts=overlay|oci, "
-    "nopassthrough, nosuid, nodev, noexec."
+    "nopassthrough, nosuid, nodev, noexec, noatime, nodiratime, strictatime."
 )
 
 _CLEARING_UP = 10.0

@@ -12,15 +12,19 @@ XINO_MODES = ("auto", "on", "off")
 """inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ"""
 
 _IGNORED = {
-    "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
+    "rw", "dev", "suid", "exec", "async", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
-    # What mount(8) gives on to a helper. Access times are the upper's affair, as for kernel overlayfs.
-    "atime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime", "lazytime", "nolazytime",
-    "silent", "loud",
+    "lazytime", "nolazytime", "silent", "loud",
 }  # fmt: skip
 
 _VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts")
 _REPEATED = ("lowerdir+", "datadir+")
+
+_ATIME = {
+    "relatime": "relatime", "norelatime": "relatime", "atime": "relatime", "nostrictatime": "relatime",
+    "noatime": "noatime", "strictatime": "strictatime",
+}  # fmt: skip
+"""when reading changes the access time, the last one counting (mount(8))"""
 
 _OFF = {"index", "nfs_export"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
@@ -46,6 +50,8 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+    atime: str = "relatime"
+    dir_atime: bool = True
     redirect_dir: str = redirect.FOLLOW
     metacopy: bool = False
     whiteout_files: bool = False
@@ -101,6 +107,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     values: dict[str, str] = {}
     repeated: dict[str, list[str]] = {key: [] for key in _REPEATED}
     flags: set[str] = set()
+    atime, dir_atime = "relatime", True
     for item in _items(text):
         key, equals, value = item.partition("=")
         if key in _VALUED or key in _REPEATED:
@@ -114,6 +121,10 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
             values[key] = value
         elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
             flags.add(key)
+        elif item in _ATIME:
+            atime = _ATIME[item]
+        elif item in ("diratime", "nodiratime"):
+            dir_atime = item == "diratime"
         elif item not in _IGNORED and not (key in _OFF and value == "off") and not sloppy:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
@@ -140,10 +151,23 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
     if fsync == "volatile" and not upper:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
     options = Options(
-        lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
-        "nopassthrough" not in flags, False, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
-        redirect_dir, metacopy, values.get("whiteouts") == "oci", data,
-    )  # fmt: skip
+        lower,
+        upper,
+        work,
+        fsync,
+        read_only="ro" in flags or upper is None,
+        unseen=values.get("unseen", "record"),
+        passthrough="nopassthrough" not in flags,
+        no_suid="nosuid" in flags,
+        no_dev="nodev" in flags,
+        no_exec="noexec" in flags,
+        atime=atime,
+        dir_atime=dir_atime,
+        redirect_dir=redirect_dir,
+        metacopy=metacopy,
+        whiteout_files=values.get("whiteouts") == "oci",
+        data=data,
+    )
     if "userxattr" not in flags:
         return options
     if values.get("redirect_dir") == redirect.FOLLOW:

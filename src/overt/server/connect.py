@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from overt.host import loop, mounts
 from overt.overlay.options import Options
-from overt.server.layers import Refusal
+from overt.server.layers import Refusal, access_times
 
 
 class Connection(NamedTuple):
@@ -89,5 +89,6 @@ def _mount(fuse: int, kind: str, source: str, options: Options) -> int:
         | (mounts.MOUNT_ATTR_NOSUID if options.no_suid else 0)
         | (mounts.MOUNT_ATTR_NODEV if options.no_dev else 0)
         | (mounts.MOUNT_ATTR_NOEXEC if options.no_exec else 0)
+        | access_times(options)
     )
     return mounts.new_mount(kind, settings, attributes)

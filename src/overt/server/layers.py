@@ -21,6 +21,11 @@ from overt.tree.layer import UPPER, Layer, xattr_path
 from overt.upper import probes
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_ATIME = {
+    "relatime": mounts.MOUNT_ATTR_RELATIME,
+    "noatime": mounts.MOUNT_ATTR_NOATIME,
+    "strictatime": mounts.MOUNT_ATTR_STRICTATIME,
+}
 
 
 class Refusal(Exception):
@@ -60,7 +65,7 @@ def open_layers(options: Options) -> Layers:
     result = Layers([], -1, [], [])
     try:
         if options.upper is not None and options.work is not None:
-            result = _open_upper(options.upper, options.work, prefix)
+            result = _open_upper(options.upper, options.work, prefix, access_times(options))
             prepare_work(result.work, options.work)
         for index, path in enumerate(below, UPPER + 1):
             kind = result.layers if index <= len(options.lower) else result.data
@@ -74,6 +79,11 @@ def open_layers(options: Options) -> Layers:
             remove_work(result.work)
         result.close()
         raise
+
+
+def access_times(options: Options) -> int:
+    """What reading does to access times, as MOUNT_ATTR_* bits."""
+    return _ATIME[options.atime] | (0 if options.dir_atime else mounts.MOUNT_ATTR_NODIRATIME)
 
 
 def _clone_lower(path: str) -> int:
@@ -109,8 +119,11 @@ def _must_not_overlap(paths: dict[str, str]) -> None:
                 raise Refusal(f"{what} is inside {around}: the layers of an overlay must not overlap")
 
 
-def _open_upper(upper: str, work: str, prefix: bytes) -> Layers:
-    """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV)."""
+def _open_upper(upper: str, work: str, prefix: bytes, times: int) -> Layers:
+    """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV).
+
+    `times`: how the overlay's own mount treats access times, and not how the upper's does (ovl_get_upper).
+    """
     real_upper, real_work = os.path.realpath(upper), os.path.realpath(work)
     common = os.path.commonpath([real_upper, real_work])
     apart = Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
@@ -118,6 +131,8 @@ def _open_upper(upper: str, work: str, prefix: bytes) -> Layers:
     try:
         clone = mounts.clone(common, attributes=mounts.MOUNT_ATTR_NODEV)
         fds.append(clone)
+        with contextlib.suppress(PermissionError):  # in a user namespace that cannot be changed
+            mounts.set_attributes(clone, times, mounts.MOUNT_ATTR__ATIME | mounts.MOUNT_ATTR_NODIRATIME)
         for real in (real_upper, real_work):
             relative = os.path.relpath(real, common)
             fd = openat2(clone, relative, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
