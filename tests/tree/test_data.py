@@ -367,7 +367,7 @@ def test_a_writer_of_another_user_is_not_kept_out(old: Path) -> None:
 # Access times
 
 
-@pytest.mark.parametrize("option", ["relatime", "noatime", "nodiratime", "strictatime"])
+@pytest.mark.parametrize("option", ["relatime", "noatime", "nodiratime", "strictatime", "ro"])
 def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[..., Layers], option: str) -> None:
     """And not as the upper's mount says, nor ever those of a lower layer."""
     layers = new_layers(options=option)
@@ -384,6 +384,6 @@ def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[...
             changed.add(path.name)
     expected = {
         "relatime": {"upper-dir", "upper-file"}, "noatime": set(), "nodiratime": {"upper-file"},
-        "strictatime": {"upper-dir", "upper-file"},
+        "strictatime": {"upper-dir", "upper-file"}, "ro": set(),
     }  # fmt: skip
     assert changed == expected[option]

@@ -82,7 +82,9 @@ def open_layers(options: Options) -> Layers:
 
 
 def access_times(options: Options) -> int:
-    """What reading does to access times, as MOUNT_ATTR_* bits."""
+    """What reading does to access times, as MOUNT_ATTR_* bits; nothing on a read-only mount, whose upper is not one."""
+    if options.read_only:
+        return mounts.MOUNT_ATTR_NOATIME
     return _ATIME[options.atime] | (0 if options.dir_atime else mounts.MOUNT_ATTR_NODIRATIME)
 
 
