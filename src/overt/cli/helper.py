@@ -11,13 +11,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from overt.cli.main import complain, describe
-from overt.cli.mount import in_background
-from overt.overlay.options import OptionError, parse
+from overt.cli import shared
+from overt.cli.background import in_background
+from overt.cli.report import complain, describe
+from overt.overlay.options import OptionError, items, understand
 
 _WHO = "mount.fuse.overt"
 _USAGE = f"usage: {_WHO} SOURCE MNT [-sfnv] [-o OPTIONS]"
 _FAILED = 32
+_SERVER = "server="
+"""an option of this command: the socket of the server (overt serve) that is to hold the mount"""
 
 
 def run(args: Sequence[str]) -> int:
@@ -30,10 +33,14 @@ def run(args: Sequence[str]) -> int:
         if "-N" in flags:
             raise getopt.GetoptError("-N: mount in the namespace itself (nsenter -m)")
         text = ",".join(value for flag, value in given if flag == "-o")
-        options = parse(text, sloppy="-s" in flags).absolute()
+        words = items(text)
+        servers = [word.removeprefix(_SERVER) for word in words if word.startswith(_SERVER)]
+        rest = [word for word in words if not word.startswith(_SERVER)]
+        options = understand(rest, sloppy="-s" in flags).absolute()
         if "-f" in flags:
             return 0
-        return _FAILED if in_background(options, places[1]) else 0
+        status = shared.mount(options, places[1], servers[-1]) if servers else None
+        return _FAILED if (in_background(options, places[1]) if status is None else status) else 0
     except (getopt.GetoptError, OptionError) as error:
         complain(_WHO, str(error))
     except OSError as error:

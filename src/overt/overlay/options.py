@@ -1,7 +1,11 @@
 """Mount options, as ``mount -o`` has them."""
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from overt.overlay import view
+from overt.overlay.view import View
 
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
@@ -10,6 +14,8 @@ _IGNORED = {
     "rw", "dev", "suid", "exec", "async", "noatime", "relatime", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
+
+_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", *view.FLAGS}
 
 _OFF = {"index", "redirect_dir", "metacopy", "nfs_export", "xino"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
@@ -35,6 +41,7 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+    view: View = View()
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""
@@ -70,17 +77,22 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
 
     `sloppy`: pass over options that are not known, as mount(8) -s wants.
     """
+    return understand(items(text), sloppy=sloppy)
+
+
+def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
+    """The same of single options."""
     values: dict[str, str] = {}
     flags: set[str] = set()
-    for item in _items(text):
+    for item in given:
         key, equals, value = item.partition("=")
-        if key in ("lowerdir", "upperdir", "workdir", "fsync", "unseen"):
+        if key in ("lowerdir", "upperdir", "workdir", "fsync", "unseen", *view.VALUES):
             if not value:
                 raise OptionError(f"{key}= needs a value")
             if values.get(key, value) != value:
                 raise OptionError(f"{key}= is given twice")
             values[key] = value
-        elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
+        elif not equals and key in _FLAGS:
             flags.add(key)
         elif item not in _IGNORED and not (key in _OFF and value == "off") and not sloppy:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
@@ -101,25 +113,35 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
         raise OptionError("workdir= is given without upperdir=")
     if fsync == "volatile" and not upper:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
+    try:
+        shown = view.parse(values, flags)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
     return Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
         "nopassthrough" not in flags, "userxattr" in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
+        shown,
     )  # fmt: skip
 
 
-def _items(text: str) -> list[str]:
-    """The options of `text`; a comma after a backslash belongs to a value, and other backslashes stay for later."""
-    items = [""]
-    escaped = False
+def items(text: str) -> list[str]:
+    """The options of `text`; a comma after a backslash belongs to a value, and other backslashes stay for later.
+
+    A SELinux context, which has commas too, comes in quotes (mount(8)).
+    """
+    found = [""]
+    escaped = quoted = False
     for character in text:
-        if character == "," and not escaped:
-            items.append("")
+        if character == '"' and (quoted or found[-1].endswith("context=")):
+            quoted = not quoted
+        if character == "," and not escaped and not quoted:
+            found.append("")
         elif character == "," and escaped:
-            items[-1] = items[-1][:-1] + ","
+            found[-1] = found[-1][:-1] + ","
         else:
-            items[-1] += character
+            found[-1] += character
         escaped = character == "\\" and not escaped
-    return [item for item in items if item]
+    return [item for item in found if item]
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

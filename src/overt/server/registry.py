@@ -23,6 +23,11 @@ def directory() -> Path:
     return path
 
 
+def well_known() -> Path:
+    """The socket of the server that whoever can share one shares (overt.service)."""
+    return directory() / "serve.sock"
+
+
 class Entry(NamedTuple):
     """One registered mount: its st_dev, its server, its place."""
 
@@ -76,7 +81,7 @@ def entries() -> list[Entry]:
 
 def sockets() -> list[Path]:
     """The control sockets of all servers, dead ones too."""
-    return sorted(directory().glob("*.sock"))
+    return sorted(directory().glob("[0-9]*.sock"))
 
 
 def clear_dead() -> list[str]:

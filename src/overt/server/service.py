@@ -23,6 +23,7 @@ from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
 from overt.server.syncing import carry_over
+from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
@@ -115,7 +116,8 @@ class Service:
             raise
         tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
         pool = self._pool(upper.s_dev if upper is not None else 0)
-        mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+        kind = ViewedMount if options.view.changes else Mount
+        mount = kind(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
         mount.held = layers.held
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
