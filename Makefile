@@ -6,12 +6,13 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-long bench lint format types floors clean
+.PHONY: help demo test test-long test-containers bench lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
 	@echo 'make test           the test suite'
 	@echo 'make test-long      the tests that take minutes'
+	@echo 'make test-containers   podman and buildah on overt; make test leaves out what is not installed'
 	@echo 'make bench          overt beside the other overlays, in ratios'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
 	@echo 'make format         let ruff rewrite'
@@ -41,6 +42,10 @@ test: .venv/dev
 test-long: .venv/dev
 	@tools/debian-packages test || :
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+test-containers: .venv/dev
+	@tools/debian-packages containers || :
+	@$(BIN)/python -m pytest tests/containers $(ARGS)
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

@@ -63,6 +63,7 @@ def test_what_is_unknown_is_passed_over() -> None:
     ],
 )  # fmt: skip
 def test_the_same_as_for_overt_mount(text: str, same: str) -> None:
+    same = f"{same},ociwhiteouts"
     assert parse(f"{LAYERS},{text}").options == options.parse(f"{LAYERS},{same}")
 
 

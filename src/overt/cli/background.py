@@ -84,6 +84,11 @@ def _let_go_of_terminal() -> None:
 
 
 def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> int:
+    from overt.server.watchdog import Watchdog
+
+    # Forked before the server's own modules are there: it needs none of them, and would keep the pages they are in.
+    watchdog = Watchdog(foreground=foreground)
+
     from overt.server.layers import Refusal
     from overt.server.main import serve
     from overt.server.service import Service
@@ -104,6 +109,6 @@ def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> i
             raise Refusal(str(error)) from None
         report({"notices": notices, "target": target})
 
-    status = serve(foreground=foreground, first=first)
+    status = serve(foreground=foreground, first=first, watchdog=watchdog)
     sys.stdout.flush()
     return 1 if failed.is_set() else status

@@ -54,7 +54,8 @@ class Understood(NamedTuple):
 
 def parse(text: str) -> Understood:
     """Read the text of fuse-overlayfs's -o, of several the later counts; raise OptionError."""
-    kept = {"nodev": "nodev"}  # libfuse's default
+    # The one is libfuse's default. The other is how containers/storage unpacks layers for a mount_program.
+    kept = {"nodev": "nodev", "ociwhiteouts": "ociwhiteouts"}
     unknown = []
     for item in options.items(text):
         key, equals, value = item.partition("=")

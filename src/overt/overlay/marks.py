@@ -19,6 +19,12 @@ OPAQUE_WITH_XATTR_WHITEOUTS = b"x"
 
 _ESCAPE = b"overlay."
 
+OCI_WHITEOUT = b".wh."
+"""In an unpacked OCI layer: ``.wh.NAME`` hides what the layers below have as NAME"""
+OCI_OPAQUE = b".wh..wh..opq"
+"""and this all that they have in its directory."""
+FUSE_OVERLAYFS_OPAQUE = b"user.fuseoverlayfs.opaque"
+
 MUST_COPY = (b"system.posix_acl_access", b"system.posix_acl_default", b"security.")
 
 

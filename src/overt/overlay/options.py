@@ -15,7 +15,7 @@ _IGNORED = {
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
 }  # fmt: skip
 
-_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", *view.FLAGS}
+_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", "ociwhiteouts", *view.FLAGS}
 
 _OFF = {"index", "redirect_dir", "metacopy", "nfs_export", "xino"}
 """what kernel overlayfs has and we do not: asking for none of it is all right"""
@@ -42,6 +42,8 @@ class Options(NamedTuple):
     no_dev: bool = False
     no_exec: bool = False
     view: View = View()
+    oci_whiteouts: bool = False
+    """whiteouts of lower layers may be files called .wh.NAME"""
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""
@@ -120,7 +122,7 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
     return Options(
         lower, upper, work, fsync, "ro" in flags or upper is None, values.get("unseen", "record"),
         "nopassthrough" not in flags, "userxattr" in flags, "nosuid" in flags, "nodev" in flags, "noexec" in flags,
-        shown,
+        shown, "ociwhiteouts" in flags,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def open_layers(options: Options) -> Layers:
             prepare_work(result.work, options.work)
         for index, path in enumerate(options.lower, UPPER + 1):
             try:
-                result.layers.append(Layer(index, _clone_lower(path), prefix))
+                result.layers.append(Layer(index, _clone_lower(path), prefix, oci_whiteouts=options.oci_whiteouts))
             except OSError as error:
                 raise Refusal(f"lowerdir {path}: {error.strerror}") from None
         return result

@@ -14,12 +14,18 @@ from typing import NamedTuple
 
 from overt.host import mounts
 
+_RUN = Path("/run")
+
 
 def directory() -> Path:
-    """The directory of this user's servers, made if it is not there."""
-    base = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}"))
-    path = base / "overt"
+    """The directory of this user's servers, made if it is not there; PermissionError if it is somebody else's."""
+    path = _RUN / "overt"
+    # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
+    if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
+        path = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}")) / "overt"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
     return path
 
 

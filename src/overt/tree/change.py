@@ -54,6 +54,8 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
         try:
             st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
+            if tree.layers[layer].hides(directory, name):
+                return False
             continue
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return False

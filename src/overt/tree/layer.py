@@ -21,10 +21,14 @@ class Layer:
     LOWER = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOATIME | mounts.MOUNT_ATTR_NODEV
     """what the mount of a lower layer has to be; devices are opened by the kernel in front of us, and never here"""
 
-    __slots__ = ("device", "index", "prefix", "root", "xattr_whiteouts")
+    __slots__ = ("device", "index", "oci_whiteouts", "prefix", "root", "xattr_whiteouts")
 
-    def __init__(self, index: int, root: int, prefix: bytes = marks.PREFIX) -> None:
-        """`root`: a descriptor of the layer on a mount of its own, which the layer closes; `prefix`: of the marks."""
+    def __init__(self, index: int, root: int, prefix: bytes = marks.PREFIX, *, oci_whiteouts: bool = False) -> None:
+        """`root`: a descriptor of the layer on a mount of its own, which the layer closes; `prefix`: of the marks.
+
+        `oci_whiteouts`: files called .wh.NAME are whiteouts, too.
+        """
+        self.oci_whiteouts = oci_whiteouts
         self.prefix = prefix
         self.index = index
         self.root = root
@@ -50,6 +54,8 @@ class Layer:
 
         The kernel says the same where redirects are not followed (redirect_dir=nofollow).
         """
+        if self.oci_whiteouts and self._is_oci_opaque(directory, name):
+            return True
         try:
             if not os.listxattr(xattr_path(directory, name), follow_symlinks=False):
                 return False
@@ -60,6 +66,21 @@ class Layer:
         if self._mark(directory, name, marks.REDIRECT) is not None:
             raise OSError(errno.EPERM, "a redirected directory")
         return self._mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES
+
+    def _is_oci_opaque(self, directory: int, name: bytes) -> bool:
+        path = xattr_path(directory, name)
+        if os.path.lexists(path + b"/" + marks.OCI_OPAQUE):
+            return True
+        try:
+            return os.getxattr(path, marks.FUSE_OVERLAYFS_OPAQUE, follow_symlinks=False) == marks.OPAQUE_YES
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+            return False
+
+    def hides(self, directory: int, name: bytes) -> bool:
+        """Whether an OCI whiteout in this directory of the layer hides `name` in the layers below."""
+        return self.oci_whiteouts and os.path.lexists(xattr_path(directory, marks.OCI_WHITEOUT + name))
 
     def must_have_data(self, directory: int, name: bytes, st: os.stat_result) -> None:
         """EPERM for a file that another overlay has copied up without its data (as the kernel with metacopy=off)."""

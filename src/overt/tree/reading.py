@@ -25,9 +25,17 @@ def entries(fd: int, layer: int = 0) -> Iterator[Entry]:
 def _layer_entries(tree: Tree, node: Node, layer: int) -> list[tuple[Entry, bool]]:
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.dir_fd(node, layer))
     try:
-        return [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+        found = [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+        return _oci(found) if tree.layers[layer].oci_whiteouts else found
     finally:
         os.close(fd)
+
+
+def _oci(found: list[tuple[Entry, bool]]) -> list[tuple[Entry, bool]]:
+    """OCI whiteouts stand for what they hide, after what the layer has itself, and are no names themselves."""
+    own = [row for row in found if not row[0].name.startswith(marks.OCI_WHITEOUT)]
+    hidden = [entry.name for entry, _ in found if entry.name.startswith(marks.OCI_WHITEOUT)]
+    return own + [(Entry(0, DT_UNKNOWN, name.removeprefix(marks.OCI_WHITEOUT), 0), True) for name in hidden]
 
 
 def _hides(tree: Tree, fd: int, entry: Entry, layer: int) -> bool:

@@ -71,6 +71,7 @@ class Tree:
         for index in indices:
             self._devices.setdefault(self.layers[index].device, len(self._devices))
         self._bottom = indices[-1]
+        self._oci = any(layer.oci_whiteouts for layer in self.layers.values())
         top_lower = self.layers[max(indices[0], UPPER + 1)]
         self.root = Node(ROOT_ID, None, b".", indices, stat.S_IFDIR, self.ino(os.fstat(top_lower.root)))
         self.root.lookups = 1
@@ -264,9 +265,12 @@ class Tree:
         return None
 
     def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result] | None:
+        layers = parent.layers
+        if self._oci and name.startswith(marks.OCI_WHITEOUT):  # no name that a lower layer shows
+            layers = tuple(layer for layer in layers if layer == UPPER)
         found: list[int] = []
         top = second = None
-        for layer in parent.layers:
+        for layer in layers:
             if layer < start:
                 continue
             directory = parent.fds.get(layer)
@@ -275,6 +279,8 @@ class Tree:
             try:
                 st = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
+                if self._oci and self.layers[layer].hides(directory, name):
+                    break
                 continue
             mode = st.st_mode
             if mode & _IFMT != stat.S_IFDIR:
@@ -288,7 +294,10 @@ class Tree:
                 top = st
             elif second is None:
                 second = st
-            if layer != self._bottom and self.layers[layer].is_opaque(directory, name):
+            if layer != self._bottom and (
+                self.layers[layer].is_opaque(directory, name)
+                or (self._oci and self.layers[layer].hides(directory, name))
+            ):
                 break
         if top is None:
             return None
