@@ -112,6 +112,11 @@ def mounted(entry: Entry) -> bool:
     return numbers in _mounts_at(entry.target)
 
 
+def is_mount(place: str) -> bool:
+    """Whether a mount of overt's is at `place`, whoever serves it."""
+    return bool(_mounts_at(place))
+
+
 def is_dead_mount(place: str) -> bool:
     """Whether a mount of overt's is at `place` whose connection is gone."""
     if not _mounts_at(place):
