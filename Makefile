@@ -6,7 +6,7 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-long test-containers bench lint format types floors clean
+.PHONY: help demo test test-long test-containers bench deb lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test-long      the tests that take minutes'
 	@echo 'make test-containers   podman and buildah on overt; make test leaves out what is not installed'
 	@echo 'make bench          overt beside the other overlays, in ratios'
+	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
 	@echo 'make format         let ruff rewrite'
 	@echo 'make clean          remove .venv and the caches'
@@ -46,6 +47,9 @@ test-long: .venv/dev
 test-containers: .venv/dev
 	@tools/debian-packages containers || :
 	@$(BIN)/python -m pytest tests/containers $(ARGS)
+
+deb: .venv/runtime
+	@PYTHON=$(BIN)/python tools/deb
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+import click.shell_completion
 
 from overt import __version__
 from overt.cli.report import complain, describe
@@ -54,6 +55,10 @@ def root() -> None:
     """An overlay filesystem that does not hide errors."""
 
 
+_COMPLETE = "_OVERT_COMPLETE"
+"""how a shell asks for completion, and for the script by which it asks (click.shell_completion)"""
+
+
 def run(args: Sequence[str]) -> int:
     """Run ``overt ARGS`` and return its exit status."""
     # Not click's own main(): it prints usage errors on four lines, and takes any EPIPE for that of a reader gone away
@@ -84,6 +89,8 @@ def main() -> NoReturn:
     """The entry point."""
     if os.path.basename(sys.argv[0]).endswith("fuse-overlayfs"):
         importlib.import_module("overt.cli.fuse_overlayfs").main()
+    if _COMPLETE in os.environ:
+        sys.exit(click.shell_completion.shell_complete(root, {}, "overt", _COMPLETE, os.environ[_COMPLETE]))
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
