@@ -12,7 +12,7 @@ help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
 	@echo 'make test           the test suite'
 	@echo 'make test-long      the tests that take minutes'
-	@echo 'make test-containers   podman and buildah on overt; make test leaves out what is not installed'
+	@echo 'make test-containers   of these, podman and buildah on overt'
 	@echo 'make bench          overt beside the other overlays, in ratios'
 	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'

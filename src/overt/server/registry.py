@@ -100,16 +100,22 @@ def clear_dead() -> list[str]:
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
         remove(entry.device)
-    for path in sockets():
-        if not answers(path):
-            path.unlink(missing_ok=True)
+    # A server in another mount namespace may have taken the entries, which this one shares with it, and not the mounts.
+    living = {entry.device for entry in entries()}
+    for device, path in _table():
+        place = os.fsdecode(path)
+        if device not in living and is_dead_mount(place):
+            mounts.umount(place, mounts.MNT_DETACH)
+            cleared.append(place)
+    for socket_path in sockets():
+        if not answers(socket_path):
+            socket_path.unlink(missing_ok=True)
     return cleared
 
 
 def mounted(entry: Entry) -> bool:
     """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
-    numbers = b"%d:%d" % (os.major(entry.device), os.minor(entry.device))
-    return numbers in _mounts_at(entry.target)
+    return entry.device in _mounts_at(entry.target)
 
 
 def is_mount(place: str) -> bool:
@@ -128,12 +134,16 @@ def is_dead_mount(place: str) -> bool:
     return False
 
 
-def _mounts_at(place: str) -> list[bytes]:
-    """The device numbers of overt's mounts at a place, as the mount table has them."""
-    path = os.fsencode(place)
+def _mounts_at(place: str) -> list[int]:
+    """The devices of overt's mounts at a place, as the mount table has them."""
+    return [device for device, path in _table() if path == os.fsencode(place)]
+
+
+def _table() -> list[tuple[int, bytes]]:
+    """The devices and places of overt's mounts in this namespace."""
     with open("/proc/self/mountinfo", "rb") as table:
         rows = [line.split(b" ") for line in table if b".overt " in line]
-    return [fields[2] for fields in rows if _unescape(fields[4]) == path]
+    return [(os.makedev(*map(int, fields[2].split(b":"))), _unescape(fields[4])) for fields in rows]
 
 
 def _unescape(path: bytes) -> bytes:
