@@ -93,10 +93,24 @@ def test_what_is_owed_is_the_newest_error_and_propagating_settles_it() -> None:
 def test_an_error_can_be_marked_as_taken_afterwards() -> None:
     account = Ledger().open_account("o")
     record(account.ledger)
-    marked = account.ledger.mark_taken(1)
+    marked = account.ledger.mark_taken()
     assert marked.taken
     assert account.ledger.errors == [marked]
     assert account.owed() is marked
+
+
+def test_of_errors_without_end_the_newest_are_kept_and_all_are_counted() -> None:
+    ledger = Ledger()
+    early, sticky = ledger.open_account("e"), ledger.open_account("v", volatile=True)
+    for _ in range(1000):
+        record(ledger)
+    late = ledger.open_account("l")
+    assert [error.number for error in ledger.errors] == [*range(981, 1001)]
+    assert [account.count for account in (early, sticky, late)] == [1000, 1000, 0]
+    assert (late.before, late.owed(), sticky.sticky()) == (ledger.newest, None, EIO)
+    record(ledger, ENOSPC)
+    assert (late.count, late.errors()) == (1, [ledger.newest])
+    assert [account.syncfs(account.open()) for account in (early, sticky, late)] == [ENOSPC, EIO, ENOSPC]
 
 
 def test_a_closed_account_is_forgotten() -> None:
@@ -116,9 +130,9 @@ class Overlays(RuleBasedStateMachine):
     accounts = Bundle("accounts")
     opened = Bundle("opened")
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
         super().__init__()
-        self.ledger = Ledger()
+        self.ledger = ledger or Ledger()
         self.waiting: dict[Account, bool] = {}  # an error was recorded and nobody of this overlay was told yet
         self.due: dict[Description, int] = {}
         self.of: dict[Description, Account] = {}
@@ -159,5 +173,14 @@ class Overlays(RuleBasedStateMachine):
         self.due[fd] = 0
 
 
-Overlays.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+class ForgetfulOverlays(Overlays):
+    """The same, and it must be the same, where no error but the newest is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(Ledger(keep=1))
+
+
+SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Overlays.TestCase.settings = ForgetfulOverlays.TestCase.settings = SETTINGS
 TestOverlays = Overlays.TestCase
+TestForgetfulOverlays = ForgetfulOverlays.TestCase

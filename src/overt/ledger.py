@@ -21,6 +21,9 @@ A `Description` is an open file description: what dup(2), fork(2) and SCM_RIGHTS
 kernel keeps them, because the overlay's superblock carries the propagated errors (`owed`, `propagated`); the guard and
 the model, which have no superblock to write to, keep them here (`open`, `syncfs`).
 
+Numbers are for ever and entries are not: a disk that fails for ever makes no end of them. Which errors an overlay has
+been told of is a matter of numbers, and all that it can still owe is the newest, so that only the newest are kept.
+
 Nothing here does I/O, reads a clock or takes a lock: whoever owns the upper serialises.
 """
 
@@ -28,6 +31,9 @@ import errno as _errno
 from typing import NamedTuple
 
 from overt import errseq
+
+_KEPT = 20
+"""errors of an upper, the newest"""
 
 
 class UpperError(NamedTuple):
@@ -58,28 +64,34 @@ class Description:
 class Account:
     """One overlay's share in the errors of its upper. Made by `Ledger.open_account`."""
 
-    __slots__ = ("cursor", "ledger", "mounted_at", "name", "reached", "told", "volatile")
+    __slots__ = ("before", "cursor", "ledger", "mounted_at", "name", "reached", "told", "volatile")
 
     def __init__(self, ledger: "Ledger", name: str, *, volatile: bool) -> None:
         self.ledger = ledger
         self.name = name
         self.volatile = volatile
-        self.mounted_at = self.reached = len(ledger.errors)
+        self.before = ledger.newest
+        self.mounted_at = self.reached = ledger.count
         self.cursor = 0
         self.told = 0
 
+    @property
+    def count(self) -> int:
+        """How many errors of the upper were recorded since this overlay was mounted."""
+        return self.ledger.count - self.mounted_at
+
     def errors(self) -> list[UpperError]:
-        """The upper's errors recorded since this overlay was mounted, oldest first."""
-        return self.ledger.errors[self.mounted_at :]
+        """Those of them that are kept, oldest first."""
+        return [error for error in self.ledger.errors if error.number > self.mounted_at]
 
     def sticky(self) -> int:
         """The errno that answers every fsync and syncfs of a volatile overlay: EIO after any error, else 0."""
-        return _errno.EIO if self.volatile and len(self.ledger.errors) > self.mounted_at else 0
+        return _errno.EIO if self.volatile and self.count else 0
 
     def owed(self) -> UpperError | None:
         """The newest error that the overlay's cursor does not carry yet, or None."""
-        errors = self.ledger.errors
-        return errors[-1] if len(errors) > self.reached else None
+        newest = self.ledger.newest
+        return newest if newest is not None and newest.number > self.reached else None
 
     def propagated(self, error: UpperError) -> None:
         """Note that the overlay's cursor (the kernel's or this one) now carries all errors up to `error`."""
@@ -115,19 +127,33 @@ class Account:
 class Ledger:
     """The errors of one upper, in the order in which they were recorded, and the accounts of its overlays."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int = _KEPT) -> None:
+        """`keep`: how many errors are kept, 1 at the least."""
         self.errors: list[UpperError] = []
+        """the newest"""
+        self._keep = keep
         self.accounts: list[Account] = []
+
+    @property
+    def newest(self) -> UpperError | None:
+        """The error recorded last, or None."""
+        return self.errors[-1] if self.errors else None
+
+    @property
+    def count(self) -> int:
+        """How many errors were recorded."""
+        return self.errors[-1].number if self.errors else 0
 
     def record(self, errno: int, when: float, source: str, *, taken: bool = False) -> UpperError:
         """Enter an error of the upper: `errno` positive, `when` in seconds since the epoch; return the entry."""
-        error = UpperError(len(self.errors) + 1, errno, when, source, taken)
+        error = UpperError(self.count + 1, errno, when, source, taken)
         self.errors.append(error)
+        del self.errors[: -self._keep]
         return error
 
-    def mark_taken(self, number: int) -> UpperError:
-        """Note that error `number` was taken from the host after all; return the new entry."""
-        error = self.errors[number - 1] = self.errors[number - 1]._replace(taken=True)
+    def mark_taken(self) -> UpperError:
+        """Note that the newest error was taken from the host after all; return the new entry."""
+        error = self.errors[-1] = self.errors[-1]._replace(taken=True)
         return error
 
     def open_account(self, name: str, *, volatile: bool = False) -> Account:

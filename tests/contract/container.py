@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -63,6 +64,10 @@ class Container:
     def end(self) -> int:
         """The answer to what was begun."""
         return int(self._receive())
+
+    def waits(self, seconds: float) -> bool:
+        """Whether there is no answer within so many seconds to what was begun."""
+        return not select.select([self._socket], [], [], seconds)[0]
 
     def close(self) -> None:
         self._socket.close()

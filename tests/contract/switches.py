@@ -284,6 +284,20 @@ def unlocking() -> None:
     poison._unlocked = _cannot
 
 
+def lookout() -> None:
+    """Nobody takes the loop over from a leader that is kept."""
+    from overt.server.engine import Engine
+
+    Engine._look_out = lambda self: None
+
+
+def restless() -> None:
+    """The loop changes hands all the time: a parameter here, not a switch."""
+    from overt.server import engine
+
+    engine._PATIENCE, engine._BEAT = 1e-5, 2e-4
+
+
 def again() -> None:
     """Nothing is switched off: one more server."""
 
@@ -293,3 +307,24 @@ def patience() -> None:
     from overt.server import watchdog
 
     watchdog.Watchdog.__init__.__kwdefaults__.update(period=0.3, patience=1.0)
+
+
+def talking() -> None:
+    """The kernel is given no time to begin to talk: a parameter here too."""
+    from overt.server import service
+
+    service._START = 0.0
+
+
+def settling() -> None:
+    """Little time to set a cursor in: a parameter."""
+    from overt.server import syncing
+
+    syncing._PATIENCE = 1.0
+
+
+def naming() -> None:
+    """Few lost files are named: a parameter."""
+    from overt.server import syncing
+
+    syncing.NAMED = 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .scene import EIO, Overlay, Scene, run_overt
+from .scene import EIO, Overlay, Scene, fsync, run_overt
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -58,6 +58,16 @@ def test_a_file_whose_fsync_was_told_is_named_without_the_tracepoint_too(stage: 
     overlay = scene.overlay()
     scene.close(overlay.lose())
     assert umount(overlay) == (3, "may be lost")
+
+
+def test_of_very_many_lost_files_some_are_named(stage: Stage) -> None:
+    scene = stage("ext4", off="naming")
+    overlay = scene.overlay()
+    for name in "abc":
+        fd = overlay.lose(name)
+        assert fsync(fd) == EIO
+        scene.close(fd)
+    assert umount(overlay) == (3, "lost: /a, /b and perhaps more")
 
 
 def test_an_error_from_before_the_mount_is_none_of_its(scene: Scene) -> None:

@@ -6,7 +6,9 @@ import os
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from overt.host import mounts
 from overt.host.libc import libc
 
 from .container import Container, chroot, enter_user_namespace, make_read_only, place, then
-from .scene import EIO, Overlay, Scene, syncfs
+from .scene import EIO, Overlay, Scene, syncfs, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -234,6 +236,43 @@ def test_a_container_in_a_user_namespace_is_told(ext4: Scene, read_only: bool) -
     other.lose()
     fd = container.open(overlay.target)
     assert [container.syncfs(fd), container.syncfs(fd)] == [EIO, EIO if read_only else 0]
+
+
+# What hangs on the way
+
+
+def test_who_asks_is_answered_when_the_way_to_the_cursor_hangs(stage: Stage) -> None:
+    """Over the place of the mount there is now a filesystem whose server never answers, and the caller's own
+    descriptor will not do."""
+    scene = stage("ext4", off="settling")
+    overlay = scene.overlay()
+    container = scene.container(make_read_only(str(overlay.target)))
+    fd = container.open(overlay.target)
+    overlay.lose()
+    with silent_filesystem(overlay.target):
+        assert [container.syncfs(fd), container.syncfs(fd)] == [EIO, EIO]  # it stays owed
+        why = [event["why"] for event in scene.events("cursor not set")]
+        assert why == ["no answer in 1 s, still waiting"] * 2
+        assert container.fsync(fd) == 0
+    wait_until(lambda: scene.events("told"), "who hung has found another way")
+    assert [container.syncfs(fd), container.syncfs(fd)] == [EIO, 0]
+
+
+@contextmanager
+def silent_filesystem(place: Path) -> Iterator[None]:
+    """A FUSE filesystem whose server never answers, not even the kernel's first question; then it dies."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options: list[tuple[str, str | int | None]] = [
+        ("source", "silent"), ("fd", str(fuse)), ("rootmode", "40755"), ("user_id", "0"), ("group_id", "0"),
+    ]  # fmt: skip
+    fd = mounts.new_mount("fuse", options)
+    mounts.attach(fd, str(place))
+    os.close(fd)
+    try:
+        yield
+    finally:
+        os.close(fuse)
+        mounts.umount(str(place), mounts.MNT_DETACH)
 
 
 # Whoever else was told, or threw the answer away

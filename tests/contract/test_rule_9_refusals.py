@@ -3,12 +3,14 @@
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from overt.server.client import ServerError
+from overt.server.layers import volatile_mark
 
-from .scene import EIO, Scene, told
+from .scene import EIO, Overlay, Scene, told, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -75,3 +77,61 @@ def test_the_kernel_refuses_it_too(ext4: Scene) -> None:
     os.rmdir(overlay.work / "work/incompat/volatile")
     os.rmdir(overlay.work / "work/incompat")
     assert told(ext4.kernel_overlay, overlay) == 0
+
+
+def marks(overlay: Overlay) -> list[str]:
+    return [str(path.relative_to(overlay.work)) for path in overlay.work.rglob("*") if path.parent != overlay.work]
+
+
+def too_far(scene: Scene, steps: int = 24) -> Path:
+    """A directory that is found by a short name, and whose real path is longer than the kernel takes."""
+    short = scene.base / "short"
+    where = os.open(scene.base, os.O_RDONLY)
+    real = scene.base
+    for step in range(steps):
+        name = f"{step:02}" + "-" * 200
+        os.mkdir(name, dir_fd=where)
+        down = os.open(name, os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where, real = down, real / name
+        if step == steps // 2:
+            short.symlink_to(real)
+    os.close(where)
+    return short.joinpath(*real.parts[-steps // 2 + 1 :])
+
+
+def test_a_volatile_mount_that_finds_no_place_leaves_no_mark(scene: Scene) -> None:
+    overlay, options = scene.make(volatile=True)
+    place = too_far(scene)
+    assert place.is_dir()
+    with pytest.raises(ServerError, match="File name too long"):
+        scene.server.client.mount(str(place), options)
+    assert marks(overlay) == []
+    wait_until(lambda: not scene.server.client.status()["mounts"], "the mount is gone")
+    scene.again(overlay, "volatile")
+    assert marks(overlay) == ["work/incompat", "work/incompat/volatile"]
+
+
+def test_a_volatile_mount_that_the_kernel_does_not_talk_to_leaves_no_mark(stage: Stage) -> None:
+    scene = stage("ext4", off="talking")
+    for _ in range(20):
+        overlay, options = scene.make(volatile=True)
+        try:
+            scene.server.client.mount(str(overlay.target), options)
+        except ServerError as refusal:
+            assert "did not begin to talk" in str(refusal)
+            break
+        scene.overlays.append(overlay)  # it talked before we asked
+    assert marks(overlay) == []
+
+
+@pytest.mark.parametrize("there", [[], ["incompat"], ["incompat", "incompat/volatile"]], ids=len)
+def test_what_was_there_of_a_mark_stays(tmp_path: Path, there: list[str]) -> None:
+    for name in there:
+        (tmp_path / name).mkdir()
+    work = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(ZeroDivisionError), volatile_mark(work):
+        assert (tmp_path / "incompat/volatile").is_dir()
+        raise ZeroDivisionError
+    os.close(work)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == there

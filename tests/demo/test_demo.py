@@ -150,7 +150,7 @@ def test_without_root_the_rest_is_rehearsed_and_one_line_says_what_is_missing(tm
     assert done.stderr.startswith("overt demo: missing here: loop devices") and done.stderr.count("\n") == 1
     kernel = json.loads(done.stdout)[0]
     assert (kernel["outcome"], kernel["note"], kernel["new_fd"]) == ("rehearsed", "not asked", None)
-    assert kernel["mount_seconds"] > 0
+    assert 0 < kernel["mount_seconds"] < 10
     assert not list(tmp_path.iterdir())
 
 

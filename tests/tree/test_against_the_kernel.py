@@ -40,7 +40,7 @@ def compare(ground: Ground, options: str, lowers: list[Any], upper: list[Any], d
                 for operation in doing:
                     operation = resolve(operation, its.root)
                     result, expected = mine.perform(operation), its.perform(operation)
-                    if expected == "EEXIST" and operation[0] in ("fdchmod", "fdstat", "fdtruncate"):
+                    if expected in ("EEXIST", "ENOTDIR") and operation[0] in ("fdchmod", "fdstat", "fdtruncate"):
                         # The kernel tries to copy up an open file that a rename has replaced to the name that it had.
                         for twin in (mine, its):
                             twin.do_close(operation[2])

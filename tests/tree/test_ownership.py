@@ -272,11 +272,24 @@ def test_chown_takes_them_away(program: Path) -> None:
     os.chmod(program, 0o4755)
     os.chown(program, -1, -1)
     assert owner(program)[2] == 0o755
+    os.chmod(program, 0o2745)
+    os.chown(program, 0, GROUP)
+    assert owner(program)[2] == 0o2745, "without execution by the group it is no privilege, and root may leave it"
     folder = program.parent / "folder"
     folder.mkdir()
     os.chmod(folder, 0o2755)
     os.chown(folder, USER, -1)
     assert owner(folder)[2] == 0o2755, "of a directory it takes nothing"
+
+
+def test_a_stranger_cannot_take_them_away_by_a_chown_that_names_nobody(program: Path) -> None:
+    """To the server it looks like a write, which may."""
+    for way in (os.chown, os.lchown):
+        with pytest.raises(PermissionError):
+            as_user(USER, lambda way=way: way(program, -1, -1))
+    assert owner(program) == (0, GROUP, 0o6777)
+    os.chmod(program, 0o777)
+    as_user(USER, lambda: os.chown(program, -1, -1))
 
 
 def test_chmod_by_a_stranger_to_the_group_does_not_set_setgid(program: Path) -> None:

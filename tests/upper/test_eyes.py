@@ -187,22 +187,44 @@ def test_the_files_that_failed_are_named_and_no_other(stage: Stage) -> None:
     upper.check()
     second = stage.lose("second")
     upper.check()
-    everything, later = upper.events(0), upper.events(1)
-    assert everything is not None
-    assert set(everything) == {first, second}
-    assert everything[first] >= 3
-    assert later is not None
-    assert set(later) == {second}
-    assert upper.events(2) == {}
+    assert [upper.failed(since) for since in range(3)] == [{first, second}, {second}, set()]
+    assert stage.lose("first") == first
+    upper.check()
+    assert [upper.failed(since) for since in range(4)] == [{first, second}, {first, second}, {first}, set()]
 
 
 def test_which_files_failed_is_not_guessed_without_the_tracepoint(ext4: Stage) -> None:
     ext4.uppers = Uppers(trace=False)
     upper, _ = ext4.attach()
-    assert upper.events(0) == {}
+    assert upper.failed(0) == set()
     ext4.lose("victim")
     upper.check()
-    assert upper.events(0) is None
+    assert upper.failed(0) is None
+
+
+@pytest.mark.parametrize("module", ["trace", "upper"])
+def test_of_failed_files_without_end_the_latest_are_known(
+    ext4: Stage, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """Whoever asks from farther back is not told less than the truth, but that it is not known."""
+    monkeypatch.setattr(f"overt.upper.{module}.MOST_INODES", 3)
+    upper, _ = ext4.attach()
+    lost = []
+    for round_ in range(5):
+        lost.append(ext4.lose(f"victim-{round_}"))
+        upper.check()
+    assert [error.number for error in upper.ledger.errors] == [1, 2, 3, 4, 5]
+    if module == "upper":
+        assert [upper.failed(since) for since in range(6)] == [None, None, {*lost[2:]}, {*lost[3:]}, {lost[4]}, set()]
+        return
+    for round_ in range(4):
+        ext4.lose(f"together-{round_}")
+    last = ext4.lose("last")
+    upper.check()
+    assert upper.failed(5) is None
+    assert ext4.lose("last") == last
+    upper.check()
+    assert (upper.failed(5), upper.failed(6)) == (None, {last})
 
 
 def test_lost_events_still_make_an_error_but_name_no_files(ext4: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +235,7 @@ def test_lost_events_still_make_an_error_but_name_no_files(ext4: Stage, monkeypa
     ext4.lose("second", pages=3000, stride=2 * BLOCK)
     upper.check()
     assert [error.source for error in upper.ledger.errors] == ["probe", "trace"]
-    assert upper.events(0) is None
+    assert upper.failed(0) is None
     upper.check()
     assert len(upper.ledger.errors) == 2
 

@@ -14,7 +14,7 @@ import pytest
 
 import overt
 from overt.host import mounts
-from overt.upper import Uppers
+from overt.upper import Upper, Uppers
 from overt.upper.eyes import superblock
 
 from .stage import SECONDS, Stage, errnos, flush
@@ -181,6 +181,30 @@ def test_unmounting_does_not_wait_for_a_flush_that_hangs(ext4: Stage) -> None:
     assert eventually(lambda: descriptors() == fds and instances() == [])
 
 
+def test_an_upper_that_hangs_at_its_first_look_keeps_nobody_from_another(ext4: Stage, btrfs: Stage) -> None:
+    """Where an error stands unseen, and there is no tracepoint, the first look has to flush."""
+    ext4.uppers = btrfs.uppers = Uppers(trace=False)
+    other, _ = btrfs.attach()
+    ext4.lose("standing")
+    ext4.write("dirty")
+    ext4.disk.hang()
+    attached: list[Upper] = []
+    thread = threading.Thread(target=lambda: attached.append(ext4.attach()[0]))
+    thread.start()
+    try:
+        thread.join(0.5)
+        began = time.perf_counter()
+        again, account = btrfs.attach()
+        again.check()
+        again.detach(account)
+        assert (again, time.perf_counter() - began < 2) == (other, True)
+        assert thread.is_alive()
+    finally:
+        ext4.disk.resume()
+        thread.join(SECONDS)
+    assert [errnos(upper) for upper in attached] == [[5]]
+
+
 def test_the_last_overlay_may_go_from_within_an_answer(ext4: Stage) -> None:
     upper, account = ext4.attach()
     gone = threading.Event()
@@ -238,7 +262,7 @@ def test_an_instance_of_the_tracer_left_by_a_dead_process_is_removed(ext4: Stage
 IN_A_USER_NAMESPACE = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from overt.upper import Uppers
+from overt.upper import Upper, Uppers
 os.chdir(sys.argv[2])
 os.mkdir("upper")
 os.mkdir("work")

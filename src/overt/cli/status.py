@@ -55,8 +55,12 @@ def _show(server: dict[str, Any]) -> None:
         click.echo(f"  {mount['target']}  {', '.join(how)}{trouble}")
         for name in mount["lost"]:
             click.echo(f"    lost: {name}")
+        if mount["lost_files"] > len(mount["lost"]):
+            click.echo(f"    lost: these are the latest of {mount['lost_files']} files")
     for upper in server["uppers"]:
         click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}, {upper['flushes']} flushes")
+        if upper["recorded"] > len(upper["errors"]):
+            click.echo(f"    {upper['recorded']} errors, the latest {len(upper['errors'])} of them:")
         for error in upper["errors"]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["when"]))
             taken = ", taken from the host" if error["taken"] else ""

@@ -55,7 +55,7 @@ def command(target: str, *, as_json: bool) -> int:
 def _words(record: dict[str, Any]) -> str:
     text = str(record["verdict"])
     if record.get("files"):
-        text += ": " + ", ".join(record["files"])
+        text += ": " + ", ".join(record["files"]) + " and perhaps more" * record["perhaps_more"]
     if record["volatile"]:
         text += " (volatile: nothing was flushed)"
     return text

@@ -133,7 +133,7 @@ def _overlays(system: System, path: str, count: int, tell: Tell) -> Iterator[tup
                 step()
             seconds = time.monotonic() - began
             memory = _pss(service.pids())
-            row = Row(system.name, system.kind, count, mount_seconds=round(seconds, 3), server_rss_bytes=memory)
+            row = Row(system.name, system.kind, count, mount_seconds=round(seconds, 4), server_rss_bytes=memory)
             yield overlays, service, row
         finally:
             for overlay in overlays:

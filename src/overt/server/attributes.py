@@ -56,6 +56,8 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     valid, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, uid, gid = request.arg[:13]
     tree = mount.tree
     node = tree.node(request.nodeid)
+    if not valid & _CHANGES and request.uid:
+        _must_be_allowed_to_drop_privileges(tree, node, request)
     identity.become_root()
     copy_up(tree, node, size if valid & fuse.FATTR_SIZE else None)
     if valid & fuse.FATTR_SIZE:
@@ -73,7 +75,7 @@ def setattr_(mount: Mount, request: Request) -> Reply:
             os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
     if valid & fuse.FATTR_MODE:
         _chmod(tree, node, stat.S_IMODE(mode))
-    elif valid & fuse.FATTR_KILL_SUIDGID:
+    elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
         drop_privileges(tree, node, request)
     if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
         times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
@@ -105,6 +107,18 @@ def _chmod(tree: Tree, node: Node, mode: int) -> None:
     else:
         directory, name = tree.at(node)
         os.chmod(name, mode, dir_fd=directory)
+
+
+def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request) -> None:
+    """Whoever writes takes setuid bits away; by chown(2) only the owner does, and the request looks the same.
+
+    EPERM for others (setattr_prepare, which the kernel does not ask here: fuse_setattr takes ATTR_MODE out before).
+    """
+    st = tree.stat(node)
+    has_bits = st.st_mode & stat.S_ISUID or st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
+    writes = any(handle.writes for handle in node.handles or ())
+    if stat.S_ISREG(st.st_mode) and has_bits and request.uid != st.st_uid and not writes:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def drop_privileges(tree: Tree, node: Node, request: Request) -> None:

@@ -28,6 +28,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 
 from overt.fuse import notify
 from overt.fuse.request import Request
@@ -49,7 +50,16 @@ _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | o
 _SYNC = os.O_SYNC | os.O_DSYNC
 _PILE = 32
 """how many released files may wait to be closed"""
-_buffer = memoryview(bytearray(1 << 20))
+
+
+class _Scratch(threading.local):
+    """Room of a thread's own for what it reads."""
+
+    def __init__(self) -> None:
+        self.room = memoryview(bytearray(1 << 20))
+
+
+_scratch = _Scratch()
 
 
 class Backing:
@@ -252,14 +262,15 @@ def read(mount: Mount, request: Request) -> Reply:
     fh, offset, size = request.arg[:3]
     fd = mount.open_handle(fh).fd
     unique = request.unique
+    room = _scratch.room[:size]
     try:
-        done = os.preadv(fd, [_buffer[:size]], offset, os.RWF_NOWAIT)
+        done = os.preadv(fd, [room], offset, os.RWF_NOWAIT)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
             raise
         done = -1
     if done == size:
-        mount.send(mount.session.data_header(unique, done), _buffer[:done])
+        mount.send(mount.session.data_header(unique, done), room[:done])
         return None
     mount.submit(request, lambda: mount.session.data(unique, os.pread(fd, size, offset)))
     return None

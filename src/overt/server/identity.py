@@ -1,37 +1,52 @@
 """On whose behalf files are made.
 
 The upper's kernel gives a new file its owner, charges a quota, and applies a umask or a default ACL; so it is told who
-asks. It is told who writes, too, because root may use blocks that others may not. setfsuid belongs to a thread and the
-umask to the process, and only the thread that handles requests uses them. Capabilities stay (SECBIT_NO_SETUID_FIXUP):
-what the caller may do was decided by the kernel in front of us (default_permissions), as overlayfs decides it before it
-acts with the mounter's credentials.
+asks. It is told who writes, too, because root may use blocks that others may not. setfsuid belongs to a thread, and so
+does the umask of a thread that has left the process's (`own_umask`): whoever handles requests does that first.
+Capabilities stay (SECBIT_NO_SETUID_FIXUP): what the caller may do was decided by the kernel in front of us
+(default_permissions), as overlayfs decides it before it acts with the mounter's credentials.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overt.host.process import set_filesystem_ids
+from overt.host.process import CLONE_FS, set_filesystem_ids, unshare
 
-_uid = _gid = 0
-_umask = -1
+
+class _Thread(threading.local):
+    """Whom the calling thread acts for."""
+
+    uid = gid = 0
+    umask = -1
+    apart = False
+
+
+_me = _Thread()
+
+
+def own_umask() -> None:
+    """Give the calling thread a umask of its own (unshare(2), CLONE_FS); before it handles requests."""
+    if not _me.apart:
+        unshare(CLONE_FS)
+        _me.apart = True
 
 
 def act_as(uid: int, gid: int) -> None:
     """Use space as this user from here on."""
-    global _uid, _gid
-    if uid != _uid or gid != _gid:
+    me = _me
+    if uid != me.uid or gid != me.gid:
         set_filesystem_ids(uid, gid)
-        _uid, _gid = uid, gid
+        me.uid, me.gid = uid, gid
 
 
 def become(uid: int, gid: int, umask: int) -> None:
     """Make files as this user from here on."""
-    global _umask
     act_as(uid, gid)
-    if umask != _umask:
+    if umask != _me.umask:
         os.umask(umask)
-        _umask = umask
+        _me.umask = umask
 
 
 def become_myself() -> None:
@@ -46,11 +61,10 @@ def become_root() -> None:
 
 @contextmanager
 def of_worker(uid: int, gid: int) -> Iterator[None]:
-    """Use space as this user for a while; for a thread that does not handle requests."""
-    if uid or gid:
-        set_filesystem_ids(uid, gid)
+    """Use space as this user for a while: work that is not done in a request's turn (`Mount.submit`)."""
+    before = _me.uid, _me.gid
+    act_as(uid, gid)
     try:
         yield
     finally:
-        if uid or gid:
-            set_filesystem_ids(0, 0)
+        act_as(*before)

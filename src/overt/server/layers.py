@@ -3,12 +3,14 @@
 Every refusal comes before anything is mounted, and leaves nothing behind.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import stat
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from overt.host import mounts
@@ -241,12 +243,25 @@ def _names(base: int, path: bytes) -> list[str]:
         os.close(fd)
 
 
-def mark_volatile(inner: int) -> None:
+@contextlib.contextmanager
+def volatile_mark(inner: int) -> Iterator[None]:
     """Leave the mark that refuses the next mount: nobody knows what of this upper is on the disk.
 
-    `inner` is the `work` in the work directory. To be called when nothing else can refuse the mount.
+    `inner` is the `work` in the work directory. The body is the last step of mounting, before which nobody can have
+    written anything: if it raises, what was made of the mark goes again.
     """
-    os.makedirs(b"/proc/self/fd/%d/incompat/volatile" % inner, 0o700, exist_ok=True)
+    made = []
+    try:
+        for name in ("incompat", "incompat/volatile"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=inner)
+                made.append(name)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one mark too many refuses a mount, and loses nothing
+            for name in reversed(made):
+                os.rmdir(name, dir_fd=inner)
+        raise
 
 
 def refuse_own(layers: list[Layer], options: Options, own: set[int]) -> None:

@@ -49,7 +49,7 @@ def serve(
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     service = Service(events, watchdog, min(descriptors // 2, 1 << 16))
     engine = service.engine
-    engine.watch(watchdog.fd, watchdog.answer)
+    engine.watch(watchdog.fd, lambda: watchdog.answer(engine.leader))
     for place in registry.clear_dead():
         events.say("cleared a dead mount", mount=place)
 
@@ -76,6 +76,7 @@ def serve(
     if socket is not None:
         own.unlink(missing_ok=True)
         own.symlink_to(socket.absolute())
+    signal.set_wakeup_fd(engine.bell, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: end())
 

@@ -16,7 +16,7 @@ from overt.overlay.options import Options
 from overt.overlay.view import ACLS
 from overt.server.caller import is_dying
 from overt.server.events import Events
-from overt.server.pool import Pool
+from overt.server.pool import Pool, Work
 from overt.tree.node import Node
 from overt.tree.tree import Later, Tree
 from overt.upper import Upper
@@ -60,8 +60,8 @@ class Handle:
 class Loop(Protocol):
     """What a mount needs of the engine that serves it."""
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Have `call` made by the thread that handles requests."""
+    def post(self, call: Callable[[], None], mount: "Mount") -> None:
+        """Have `call`, which uses the tree of `mount`, made by the thread that handles requests."""
 
 
 def _nobody(mount: "Mount", request: Request) -> bytes:
@@ -111,6 +111,8 @@ class Mount:
         self.poison = self.poisoner = 0
         """the errno to put there, and the thread that is doing it"""
         self.settling = threading.Lock()
+        self.settler: threading.Thread | None = None
+        """the thread that last went to do it; `settling` serialises"""
         self.tells_syncfs = False
         """whether the kernel lets syncfs(2) reach us"""
         self.probing = False
@@ -122,13 +124,15 @@ class Mount:
         self.ready: Callable[[str | None], None] = lambda problem: None
         self.gone = False
         """whether the kernel is done with it"""
+        self.due: Work | None = None
+        """work that may block, to be done by whoever handles a request when that is done"""
         self._next_fh = 1
         self._waiting: dict[object, list[Request]] = {}
         self._busy = 0
-        self._closed = False
+        self._closing = self._closed = False
         self.destroyed = False
         """whether the kernel has said that it is done with this mount"""
-        self._idle = threading.Condition()
+        self._idle = threading.Condition(threading.Lock())
 
     # Requests
 
@@ -198,12 +202,20 @@ class Mount:
         """The other half of `begin`; any thread."""
         with self._idle:
             self._busy -= 1
-            self._idle.notify_all()
+            if self._closing:
+                self._idle.notify_all()
 
     def submit(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
-        """Have a worker make the reply to a request; OSError becomes its errno."""
+        """Have the reply to a request made by work that may block, and uses no tree; OSError becomes its errno."""
         self.begin()
-        self.pool.submit(self._answer, request, work)
+        self._have_done(self._answer, request, work)
+
+    def _have_done(self, call: Callable[..., None], *arguments: Any) -> None:
+        """By this thread, when it is done with the request, where work of late was quick; by a worker otherwise."""
+        if self.pool.quick and self.due is None:
+            self.due = call, arguments
+        else:
+            self.pool.submit(call, *arguments)
 
     def _answer(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
         try:
@@ -233,10 +245,10 @@ class Mount:
             except Exception as error:
                 self.events.crash(f"copy-up on {self.target}")
                 result = OSError(errno.EIO, str(error))
-            self.loop.post(lambda: self._resume(later, result))
+            self.loop.post(lambda: self._resume(later, result), self)
 
         self.begin()
-        self.pool.submit(work)
+        self._have_done(work)
 
     def _resume(self, later: Later, result: object) -> None:
         try:
@@ -314,6 +326,7 @@ class Mount:
     def close(self) -> None:
         """The kernel is done with this mount: let go of everything, once the workers have. A worker's own thread."""
         with self._idle:
+            self._closing = True
             self._idle.wait_for(lambda: not self._busy)
             self._closed = True
         for handle in [*self.handles.values(), *self.released]:

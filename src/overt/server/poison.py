@@ -16,8 +16,13 @@ mount, so that nothing of ours keeps the mount busy before or after. Whose descr
 Not by one more mount of the same block device, which would need neither caller nor place: the kernel gives it the same
 superblock, but waits for its s_umount first, which whoever is in syncfs(2) holds.
 
+Each of these may hang, for as long as it likes: what the caller has in the place of its descriptor by now may be of any
+filesystem, and is asked for its st_dev; the path to the place, or what was mounted over it, likewise; and the last
+opens somebody's file. So all this runs on a thread of its own, for which nobody waits for ever (server/syncing.py); the
+thread that handles requests answers what it causes.
+
 A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning,
-nobody else. All this runs on a worker: the thread that handles requests answers what it causes.
+nobody else.
 """
 
 import errno

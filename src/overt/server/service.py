@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,11 +18,11 @@ from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
-from overt.server.layers import Refusal, mark_volatile, open_layers, prove, refuse_own, refuse_unseen, remove_work
+from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_unseen, remove_work, volatile_mark
 from overt.server.mount import Mount
 from overt.server.poison import new_number
 from overt.server.pool import Pool
-from overt.server.syncing import carry_over
+from overt.server.syncing import NAMED, carry_over
 from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog
 from overt.tree.tree import Tree
@@ -34,6 +34,8 @@ _LAST_SERVED, _PLAIN = 10.0, 0.2
 """seconds for an unmounted mount to be closed: when the kernel has said goodbye (DESTROY), and where it never does"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
+_SHOWN = 20
+"""how many lost files of a mount its status names"""
 
 
 class Service:
@@ -46,8 +48,8 @@ class Service:
         self.uppers = Uppers(self._upper_error)
         self.watchdog = watchdog
         self.mounts: list[Mount] = []
-        self._pools: dict[int, Pool] = {}
         # By the object, not by its device number: that is another filesystem's tomorrow.
+        self._pools: dict[Upper | None, Pool] = {}
         self._proven: WeakSet[Upper] = WeakSet()
         self._delivers: dict[str, bool] = {}
         self._grants: WeakKeyDictionary[Upper, bool] = WeakKeyDictionary()
@@ -68,20 +70,36 @@ class Service:
         except OSError as error:
             raise Refusal(f"mount point {target}: {error.strerror}") from None
         target = os.path.realpath(target)
-        mount, fd = self._make(options, target)
-        try:
-            mounts.attach(fd, target)
+        with self._made(options, target) as (mount, fd):
+            registry.enter(mount.device, target)
+            try:
+                mounts.attach(fd, target)
+            except OSError as error:
+                raise Refusal(f"mount point {target}: {error.strerror}") from None
             mount.placed = True
-        except OSError as error:
-            raise Refusal(f"mount point {target}: {error.strerror}") from None
-        finally:
-            os.close(fd)
-        registry.enter(mount.device, target)
+        os.close(fd)
         return self._limits(mount)
 
     def mount_detached(self, options: Options, label: str) -> int:
         """The same, but the mount is given out as a descriptor (move_mount(2)); `label` stands for its place."""
-        return self._make(options, label)[1]
+        with self._made(options, label) as (_, fd):
+            return fd
+
+    @contextlib.contextmanager
+    def _made(self, options: Options, target: str) -> Iterator[tuple[Mount, int]]:
+        """A mount that lacks its place only, and its descriptor: the body's to give. If it cannot, the mount goes."""
+        mount, fd = self._make(options, target)
+        try:
+            if not mount.begin():
+                raise Refusal("mount: its connection was aborted")
+            try:
+                with volatile_mark(mount.tree.work) if mount.volatile else contextlib.nullcontext():
+                    yield mount, fd
+            finally:
+                mount.end()
+        except BaseException:
+            os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
+            raise
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
@@ -105,8 +123,6 @@ class Service:
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
             connection = connect(options)
-            if options.volatile:
-                mark_volatile(inner)
         except BaseException:
             if upper is not None and account is not None:
                 upper.detach(account)
@@ -115,9 +131,12 @@ class Service:
             layers.close()
             raise
         tree = Tree(layers.layers, layers.work, self.engine.cache, sync=options.fsync)
-        pool = self._pool(upper.s_dev if upper is not None else 0)
         kind = ViewedMount if options.view.changes else Mount
-        mount = kind(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+        with self._lock:
+            pool = self._pool(upper)
+            mount = kind(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+            self.mounts.append(mount)
+            self.empty.clear()
         mount.held = layers.held
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
@@ -130,14 +149,11 @@ class Service:
             started.set()
 
         mount.ready = ready
-        with self._lock:
-            self.mounts.append(mount)
-            self.empty.clear()
         self.engine.add(mount)
         if not started.wait(_START):
             problems.append("the kernel did not begin to talk")
         if problems:
-            os.close(connection.mount)  # the kernel then ends the connection, and the engine closes the mount
+            os.close(connection.mount)
             raise Refusal(f"mount: {problems[0]}")
         if not mount.device:
             mount.device = os.fstat(connection.mount).st_dev
@@ -181,13 +197,12 @@ class Service:
             self._grants[upper] = granted
         return granted
 
-    def _pool(self, s_dev: int) -> Pool:
-        with self._lock:
-            pool = self._pools.get(s_dev)
-            if pool is None:
-                pool = Pool(_WORKERS, f"upper-{s_dev:x}")
-                self._pools[s_dev] = pool
-            return pool
+    def _pool(self, upper: Upper | None) -> Pool:
+        """The workers of an upper, for a mount that is entered under the same hold of `_lock`."""
+        pool = self._pools.get(upper)
+        if pool is None:
+            pool = self._pools[upper] = Pool(_WORKERS, f"upper-{upper.s_dev if upper is not None else 0:x}")
+        return pool
 
     def _limits(self, mount: Mount) -> list[str]:
         """What this kernel does not let this mount promise, and what happened to the upper before it."""
@@ -200,10 +215,10 @@ class Service:
             lines.append(mount.upper.refused)
         if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":
             lines.append("this upper's errors can only be seen by flushing it: a volatile mount does not see them")
-        if mount.account is not None and mount.account.mounted_at:
-            before = mount.account.ledger.errors[mount.account.mounted_at - 1]
+        before = mount.account.before if mount.account is not None else None
+        if before is not None:
             lines.append(
-                f"the upper had recorded {mount.account.mounted_at} error(s) before this mount, the last of them "
+                f"the upper had recorded {before.number} error(s) before this mount, the last of them "
                 f"{os.strerror(before.errno)}: on record (overt status), and not told to it"
             )
         return lines
@@ -264,23 +279,24 @@ class Service:
         return failed[0]
 
     def _record(self, mount: Mount, flush: OSError | None) -> dict[str, Any]:
-        errors = mount.account.errors() if mount.account is not None else []
-        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount, errors)))
+        errors = mount.account.count if mount.account is not None else 0
+        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount)))
         record: dict[str, Any] = {
             "mount": mount.target,
             "volatile": mount.volatile,
             "flushed": mount.upper is not None and not mount.volatile and flush is None,
-            "errors": len(errors),
+            "errors": errors,
         }
         if lost:
-            return record | {"verdict": "lost", "files": lost}
+            named = {"files": lost[:NAMED], "perhaps_more": len(lost) >= NAMED}
+            return record | {"verdict": "lost"} | named
         return record | {"verdict": "may be lost" if errors or flush else "no error recorded"}
 
-    def _lost_by_inode(self, mount: Mount, errors: list[UpperError]) -> list[str]:
+    def _lost_by_inode(self, mount: Mount) -> list[str]:
         """Files of this mount that the tracepoint saw fail."""
-        if not errors or mount.upper is None or mount.account is None:
+        if mount.upper is None or mount.account is None:
             return []
-        inodes = mount.upper.events(mount.account.mounted_at)
+        inodes = mount.upper.failed(mount.account.mounted_at)
         if not inodes:
             return []
         root = f"/proc/self/fd/{mount.tree.layers[0].root}"
@@ -324,6 +340,8 @@ class Service:
         self.events.say("gone", mount=mount.target)
         with self._lock:
             self.mounts.remove(mount)
+            if all(other.upper is not mount.upper for other in self.mounts):
+                self._pools.pop(mount.upper).close()
             self._changed.notify_all()
             if not self.mounts:
                 self.empty.set()
@@ -354,6 +372,7 @@ class Service:
                     mount.end()
         return {
             "pid": os.getpid(),
+            "leaders_replaced": self.engine.replaced,
             "mounts": [_mount_status(mount) for mount in live],
             "uppers": [_upper_status(upper) for upper in uppers.values()],
             "events": self.events.counts,
@@ -389,9 +408,10 @@ def _mount_status(mount: Mount) -> dict[str, Any]:
         "seconds": round(time.time() - mount.since, 1),
         "nodes": len(mount.tree.nodes),
         "open": len(mount.handles),
-        "errors": len(mount.account.errors()) if mount.account else 0,
+        "errors": mount.account.count if mount.account else 0,
         "told": mount.account.told if mount.account else 0,
-        "lost": list(mount.lost),
+        "lost": list(mount.lost)[-_SHOWN:],
+        "lost_files": len(mount.lost),
     }
 
 
@@ -402,6 +422,7 @@ def _upper_status(upper: Upper) -> dict[str, Any]:
         "eyes": upper.eyes,
         "flushes": upper.flushes,
         "taken_from_host": upper.taken,
+        "recorded": ledger.count,
         "errors": [{**error._asdict(), "told": ledger.told(error)} for error in ledger.errors],
     }
 

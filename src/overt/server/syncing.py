@@ -8,8 +8,10 @@ answer away, and flushes the upper itself, so it is answered at once: it costs n
 
 import errno
 import os
+import threading
 
 from overt.fuse.request import Request
+from overt.ledger import Account, UpperError
 from overt.server import caller
 from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
@@ -19,8 +21,10 @@ from overt.wire import fuse
 
 Reply = bytes | memoryview | None
 
-_NAMED = 1000
+NAMED = 1000
 """how many lost files are kept by name"""
+_PATIENCE = 10.0
+"""seconds for a cursor to be set, which takes less than a millisecond"""
 
 
 def fsync(mount: Mount, request: Request) -> Reply:
@@ -53,7 +57,7 @@ def _flush(mount: Mount, request: Request, handle: Handle) -> Reply:
             call(handle.fd)
         except OSError as error:
             name = mount.tree.name_of(handle.node)
-            if len(mount.lost) < _NAMED:
+            if len(mount.lost) < NAMED:
                 mount.lost[name] = None
             mount.events.say("file lost", mount=mount.target, file=name, error=error.errno, call="fsync")
             raise
@@ -142,19 +146,35 @@ def carry_over(mount: Mount) -> None:
 
 
 def _carry(mount: Mount, call: caller.Call) -> int:
-    """Put what the overlay is owed on its superblock's cursor; return 0, or the errno that could not be put there."""
+    """Put what the overlay is owed on its superblock's cursor; return 0, or the errno that could not be put there.
+
+    In bounded time: the ways to the cursor lead over paths and descriptors that are not ours, and what they are of may
+    hang (server/poison.py). One thread for each mount at most is left behind there; if it gets through after all, it
+    says so in the ledger.
+    """
     account = mount.account
     assert account is not None
     with mount.settling:
         owed = account.owed()
         if owed is None:
             return 0
-        try:
-            poison(mount, owed.errno, call)
-        except OSError as problem:
-            mount.events.say("cursor not set", mount=mount.target, why=str(problem))
-            return owed.errno
+        if mount.settler is None or not mount.settler.is_alive():
+            mount.settler = threading.Thread(target=_set_cursor, args=(mount, account, owed, call), daemon=True)
+            mount.settler.start()
+            mount.settler.join(_PATIENCE)
+        if mount.settler.is_alive():
+            mount.events.say("cursor not set", mount=mount.target, why=f"no answer in {_PATIENCE:g} s, still waiting")
+        return 0 if account.reached >= owed.number else owed.errno
+
+
+def _set_cursor(mount: Mount, account: Account, owed: UpperError, call: caller.Call) -> None:
+    try:
+        poison(mount, owed.errno, call)
+    except OSError as problem:
+        mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+    except Exception:
+        mount.events.crash(f"setting the cursor of {mount.target}")
+    else:
         account.propagated(owed)
         account.tell(owed.errno)
         mount.events.say("told", mount=mount.target, error=owed.errno, number=owed.number)
-        return 0

@@ -1,9 +1,10 @@
 """A process that ends the connections of a server that has stopped answering.
 
 A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any sync(2) of the machine. The watchdog
-asks the engine's loop for a sign of life every few seconds. Without one it looks at what that thread does: waiting on
-a disk is no fault of the server's, however long. Stopped, looping, or waiting on a FUSE mount, which may be its own or
-a slow layer, it has until the patience is over; then the connections are aborted and it is killed.
+asks the engine's loop for a sign of life every few seconds. Without one it looks at what the thread does that led the
+loop last: waiting on a disk is no fault of the server's, however long. Stopped, looping, or waiting on a FUSE mount,
+which may be its own or a slow layer, it has until the patience is over; then the connections are aborted and it is
+killed.
 
 It ends after its server, when the socket between them closes, and never before. A process that is killed as the last
 of its mount namespace takes the mounts down before its descriptors are closed: it would say goodbye (DESTROY) to
@@ -60,11 +61,11 @@ class Watchdog:
         self._socket = ours
         self.fd = ours.fileno()
 
-    def answer(self) -> None:
-        """Give a sign of life; from the engine's thread."""
+    def answer(self, leader: int) -> None:
+        """Give a sign of life of the engine's loop, which thread `leader` leads."""
         try:
             if self._socket.recv(64):
-                self._socket.send(_MESSAGE.pack(_ASK, 0))
+                self._socket.send(_MESSAGE.pack(_ASK, leader))
         except BlockingIOError:
             return
 
@@ -94,6 +95,7 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
         signal.signal(number, signal.SIG_IGN)
     connections = _connections()
     guarded: set[int] = set()
+    leader = pid
     silent = 0.0
     asked = False
     while True:
@@ -108,13 +110,13 @@ def _watch(server: socket.socket, pid: int, period: float, patience: float, say:
             elif verb == _DROP:
                 guarded.discard(number)
             else:
-                asked, silent = False, 0.0
+                asked, silent, leader = False, 0.0, number
         elif not asked:
             server.send(_MESSAGE.pack(_ASK, 0))
             asked = True
         else:
             silent += min(period, 1.0)
-            if _on_a_disk(pid, _where(pid)):
+            if _on_a_disk(leader, _where(leader)):
                 silent = 0.0
             elif silent >= patience:
                 _abort(connections, guarded, pid, say)
@@ -129,18 +131,18 @@ def _connections() -> str:
         return "/sys/fs/fuse/connections"
 
 
-def _where(pid: int) -> str:
+def _where(thread: int) -> str:
     try:
-        with open(f"/proc/{pid}/wchan") as file:
+        with open(f"/proc/{thread}/wchan") as file:
             return file.read()
     except OSError:
         return ""
 
 
-def _on_a_disk(pid: int, waits: str) -> bool:
-    """Whether the server's main thread waits uninterruptibly for something that is not FUSE."""
+def _on_a_disk(thread: int, waits: str) -> bool:
+    """Whether a thread waits uninterruptibly for something that is not FUSE."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{thread}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "D" and "fuse" not in waits
     except OSError:
         return False

@@ -117,6 +117,11 @@ class DescriptorCache:
         fds[layer] = fd
         self._held.append((fds, layer))
 
+    @property
+    def full(self) -> bool:
+        """Whether it is over the limit."""
+        return len(self._held) > self.limit
+
     def trim(self) -> None:
         """Close what is over the limit."""
         held = self._held

@@ -11,15 +11,24 @@ from overt.tree.tree import Tree
 from overt.wire.dirent import parse
 
 _DT_REG = 8
-_buffer = bytearray(1 << 18)
+_ROOM = 1 << 18
+_rooms: list[bytearray] = []
+"""buffers that nobody reads into just now; two threads may be reading directories of two trees"""
 
 
 def entries(fd: int, layer: int = 0) -> Iterator[Entry]:
     """All names in an open directory but ``.`` and ``..``, whiteouts too."""
-    while size := getdents(fd, _buffer):
-        for ino, kind, name in parse(_buffer, size):
-            if name != b"." and name != b"..":
-                yield Entry(ino, kind, name, layer)
+    try:
+        room = _rooms.pop()
+    except IndexError:
+        room = bytearray(_ROOM)
+    try:
+        while size := getdents(fd, room):
+            for ino, kind, name in parse(room, size):
+                if name != b"." and name != b"..":
+                    yield Entry(ino, kind, name, layer)
+    finally:
+        _rooms.append(room)
 
 
 def _layer_entries(tree: Tree, node: Node, layer: int) -> list[tuple[Entry, bool]]:

@@ -40,8 +40,8 @@ class Sighting(NamedTuple):
     errno: int
     source: str
     taken: bool
-    inodes: dict[int, int] | None
-    """events by inode number (each failed folio makes one or two); None where that is not (wholly) known"""
+    inodes: set[int] | None
+    """of which inodes; None where that is not (wholly) known"""
 
 
 class Flushed(NamedTuple):

@@ -9,7 +9,8 @@ one costs some 10 ms and removing it 60 ms (it waits for RCU), which is why it i
 outlives a process that is killed; the next `Trace` removes it (rmdir fails with EBUSY while anybody has it open).
 
 Where the buffer overflows (a disk that loses thousands of folios while nobody asks), the lines say so: then all
-watched superblocks count as having events, and their inodes as unknown. A false alarm is the lesser evil.
+watched superblocks count as having events, and their inodes as unknown. A false alarm is the lesser evil. So do the
+inodes of one that has too many of them.
 """
 
 import errno
@@ -28,14 +29,17 @@ _TOTAL_KIB = 16 * 1024
 _MOST_KIB_EACH = 1410  # what the kernel gives an instance unasked
 _FILTER_BYTES = 4000
 
+MOST_INODES = 10_000
+"""how many failed inodes are remembered of one superblock"""
+
 _numbers = itertools.count(1)
 
 
 class Events(NamedTuple):
     """What the tracepoint saw on one superblock."""
 
-    inodes: dict[int, int]
-    """how many, by inode number"""
+    inodes: set[int]
+    """of which inodes"""
     lost: bool
     """whether events were lost, so that `inodes` is not all of it"""
 
@@ -51,7 +55,7 @@ class Watch:
     def __init__(self, trace: "Trace", s_dev: int) -> None:
         self.trace = trace
         self.s_dev = s_dev
-        self.inodes: dict[int, int] = {}
+        self.inodes: set[int] = set()
         self.lost = False
 
     def take(self) -> Events:
@@ -60,7 +64,7 @@ class Watch:
             self.trace.read()
             events = Events(self.inodes, self.lost)
             if events:
-                self.inodes, self.lost = {}, False
+                self.inodes, self.lost = set(), False
             return events
 
     def close(self) -> None:
@@ -131,10 +135,11 @@ class Trace:
                 s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
                 for watch in self._watches:
                     if watch.s_dev == s_dev:
-                        watch.inodes[number] = watch.inodes.get(number, 0) + 1
-            if _LOST in text:
-                for watch in self._watches:
+                        watch.inodes.add(number)
+            for watch in self._watches:
+                if _LOST in text or len(watch.inodes) > MOST_INODES:
                     watch.lost = True
+                    watch.inodes.clear()  # they are not all of it
 
     def _start(self) -> None:
         each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))

@@ -13,7 +13,9 @@ A flush that itself fails (a device flush, a journal being aborted, a filesystem
 upper too, for every overlay on it; `Health` has the details.
 
 Locks: `_lock` is held for microseconds and guards the ledger and the state of the eyes; `_disk` is held as long as the
-disk takes, and serialises flushes with the mounting of fresh probes. Nobody who holds `_lock` waits for `_disk`.
+disk takes, and serialises flushes with the mounting of fresh probes; so is `_door`, through which overlays come and go
+one at a time. Nobody who holds `_lock` waits for one of these. `Uppers.lock` guards what all uppers share, and nobody
+who holds it waits for any disk: one that hangs keeps nobody from another.
 """
 
 import errno
@@ -27,7 +29,7 @@ from overt.ledger import Account, Ledger, UpperError
 from overt.upper.eyes import Eyes, Sighting, has_a_name, superblock
 from overt.upper.flusher import Done, Flusher
 from overt.upper.health import Health
-from overt.upper.trace import Trace
+from overt.upper.trace import MOST_INODES, Trace
 
 OnError = Callable[[UpperError, "Upper"], None]
 
@@ -54,10 +56,12 @@ class Upper:
         self._health = Health()
         self._born_read_only = False
         self._scratch: dict[Account, int] = {}
-        self._inodes: dict[int, dict[int, int] | None] = {}
+        self._failed: dict[int, int] = {}  # inodes, and the number of the last error of each; the latest last
+        self._unnamed = 0  # the number of the last error whose inodes are not all in there
         self._news: list[UpperError] = []
         self._lock = threading.Lock()
         self._disk = threading.Lock()
+        self._door = threading.RLock()
 
     @property
     def eyes(self) -> str:
@@ -82,7 +86,7 @@ class Upper:
         seen only by consuming them), flushed.
         """
         doors: _Doors = self._doors.open
-        with self._uppers.lock:
+        with self._door:
             scratch_fd = os.dup(doors.scratch_fd)
             try:
                 eyes = self._open(doors)
@@ -106,7 +110,7 @@ class Upper:
 
     def detach(self, account: Account) -> None:
         """Forget an overlay. With the last one everything is closed, after the flush that may be under way."""
-        with self._uppers.lock:
+        with self._door:
             with self._lock:
                 self.ledger.close_account(account)
                 scratch_fd = self._scratch.pop(account)
@@ -144,26 +148,19 @@ class Upper:
         if self._news:
             self._announce()
 
-    def events(self, since: int) -> dict[int, int] | None:
-        """Events by inode number (each failed folio makes one or two) of the errors numbered above `since`.
-
-        None where they are not all known.
-        """
-        total: dict[int, int] = {}
+    def failed(self, since: int) -> set[int] | None:
+        """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known."""
         with self._lock:
-            for error in self.ledger.errors[since:]:
-                inodes = self._inodes[error.number]
-                if inodes is None:
-                    return None
-                for ino, count in inodes.items():
-                    total[ino] = total.get(ino, 0) + count
-        return total
+            if self._unnamed > since:
+                return None
+            return {ino for ino, number in self._failed.items() if number > since}
 
     def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
             return self._eyes
         eyes = Eyes(self.s_dev, *doors, self._uppers.trace)
-        self._uppers.known[self.s_dev] = self
+        with self._uppers.lock:
+            self._uppers.known[self.s_dev] = self
         self._born_read_only = eyes.read_only()
         self._flusher = Flusher(
             lambda: self._flush_for_all(eyes), f"flush-{os.major(self.s_dev)}:{os.minor(self.s_dev)}"
@@ -178,8 +175,9 @@ class Upper:
     def _close_if_unused(self) -> None:
         if self.ledger.accounts:
             return
-        if self._uppers.known.get(self.s_dev) is self:
-            del self._uppers.known[self.s_dev]
+        with self._uppers.lock:
+            if self._uppers.known.get(self.s_dev) is self:
+                del self._uppers.known[self.s_dev]
         with self._lock:  # a check that is under way still needs the descriptors
             eyes, flusher = self._eyes, self._flusher
             self._eyes = self._flusher = None
@@ -220,7 +218,7 @@ class Upper:
             eyes.install(renewal)
             if renewal.taken:
                 self.taken += 1
-                error = self.ledger.mark_taken(len(self.ledger.errors))
+                error = self.ledger.mark_taken()
                 self._news = [other for other in self._news if other.number != error.number] + [error]
 
     def _live_scratch(self) -> int:
@@ -238,9 +236,20 @@ class Upper:
 
     def _record(self, sighting: Sighting) -> None:
         error = self.ledger.record(sighting.errno, time.time(), sighting.source, taken=sighting.taken)
-        self._inodes[error.number] = sighting.inodes
+        self._remember(error.number, sighting.inodes)
         self._health.doubt()
         self._news.append(error)
+
+    def _remember(self, number: int, inodes: set[int] | None) -> None:
+        if inodes is None:
+            self._unnamed = number
+            self._failed.clear()  # whoever asks for one of these asks for `number` too
+            return
+        for ino in inodes:
+            self._failed.pop(ino, None)
+            self._failed[ino] = number
+        while len(self._failed) > MOST_INODES:
+            self._unnamed = self._failed.pop(next(iter(self._failed)))
 
     def _announce(self) -> None:
         with self._lock:
@@ -260,7 +269,7 @@ class Uppers:
         """
         self.on_error = on_error
         self.known: dict[int, Upper] = {}
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
         self.untraced: OSError | None = None
         """why there is no tracepoint"""
         self._wanted = trace
@@ -269,13 +278,14 @@ class Uppers:
     @property
     def trace(self) -> Trace | None:
         """The tracing instance, made when the first upper needs it; None where it cannot be had."""
-        if self._trace is None and self._wanted:
-            self._wanted = False
-            try:
-                self._trace = Trace()
-            except OSError as error:
-                self.untraced = error
-        return self._trace
+        with self.lock:
+            if self._trace is None and self._wanted:
+                self._wanted = False
+                try:
+                    self._trace = Trace()
+                except OSError as error:
+                    self.untraced = error
+            return self._trace
 
     def get(self, directory_fd: int, scratch_fd: int) -> Upper:
         """The upper that the directory `directory_fd` is on; `scratch_fd` is a private directory there.
@@ -287,15 +297,17 @@ class Uppers:
             upper = self.known.get(s_dev)
             if upper is None:
                 upper = self.known[s_dev] = Upper(self, s_dev)
-            upper._doors.open = _Doors(directory_fd, scratch_fd)
-            return upper
+        upper._doors.open = _Doors(directory_fd, scratch_fd)
+        return upper
 
     def close(self) -> None:
         """Let go of all uppers, with or without overlays, and of the tracepoint."""
         with self.lock:
-            for upper in list(self.known.values()):
-                for account in list(upper.ledger.accounts):
-                    upper.detach(account)
+            uppers = list(self.known.values())
+        for upper in uppers:
+            for account in list(upper.ledger.accounts):
+                upper.detach(account)
+        with self.lock:
             if self._trace:
                 self._trace.close()
                 self._trace = None

@@ -1,0 +1,153 @@
+"""One server, several disks: one that hangs keeps only those who use it."""
+
+import os
+import stat
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overt.host import files
+from overt.lab import bounded
+
+from .container import Container
+from .scene import Overlay, Scene
+
+pytestmark = pytest.mark.root
+
+Stage = Callable[..., Scene]
+SOON, LATER = 5.0, 1.0
+CREATE = os.O_RDWR | os.O_CREAT
+
+
+def with_files(scene: Scene) -> Overlay:
+    """An overlay whose upper has a directory of files."""
+    overlay, options = scene.make()
+    (overlay.upper / "directory").mkdir()
+    for number in range(500):
+        (overlay.upper / "directory" / f"a-file-with-a-long-name-{number}").touch()
+    scene.server.client.mount(str(overlay.target), options)
+    scene.overlays.append(overlay)
+    return overlay
+
+
+def forget_what_was_read(scene: Scene) -> None:
+    """What is dirty, or in the journal and nowhere else, stays in the cache: it has to be written first."""
+    for _ in range(2):
+        assert scene.host_syncfs() == 0
+        scene.disk.push()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def a_disk_hangs_in_a_look_up(sick: Scene, well: Scene) -> None:
+    ill = [with_files(sick) for _ in range(3)]
+    patients = [sick.container() for _ in ill]
+    healthy, neighbour = well.overlay(), well.container()
+    forget_what_was_read(sick)
+    sick.disk.hang()
+    try:
+        for overlay, patient in zip(ill, patients, strict=True):
+            patient.begin("open", str(overlay.target / "directory" / "a-file-with-a-long-name-499"), os.O_RDONLY)
+        assert [patient.waits(LATER) or patient.end() for patient in patients] == [True] * len(patients)
+        for number in range(20):
+            neighbour.begin("open", str(healthy.target / f"new-{number}"), CREATE)
+            assert not neighbour.waits(SOON), "somebody else's disk keeps us"
+            assert neighbour.end() > 0
+        assert all(patient.waits(0) for patient in patients)
+    finally:
+        sick.disk.resume()
+    assert all(patient.end() > 0 for patient in patients)
+    for overlay, patient in zip(ill, patients, strict=True):
+        still_served(patient, overlay)
+
+
+def still_served(container: Container, overlay: Overlay) -> None:
+    fd = container.open(overlay.target / "own", CREATE)
+    assert [container.fsync(fd), container.syncfs(fd)] == [0, 0]
+    assert len(os.listdir(overlay.target / "directory")) == 500
+
+
+@pytest.mark.timeout(90)
+def test_a_disk_that_hangs_in_a_look_up_keeps_only_its_own_mounts(stage: Stage) -> None:
+    a_disk_hangs_in_a_look_up(stage("ext4"), stage("ext4"))
+
+
+@pytest.mark.timeout(90)
+def test_without_a_lookout_it_keeps_everybody(stage: Stage) -> None:
+    with pytest.raises(AssertionError, match="somebody else's disk"):
+        a_disk_hangs_in_a_look_up(stage("ext4", off="lookout"), stage("ext4", off="lookout"))
+
+
+@pytest.mark.timeout(90)
+def test_a_disk_that_hangs_in_an_fsync_keeps_not_even_the_other_files_of_that_mount(ext4: Scene) -> None:
+    overlay, asking, reading = ext4.overlay(), ext4.container(), ext4.container()
+    fd = asking.open(overlay.target / "file", CREATE)
+    ext4.close(overlay.write("file", data=b"x"))
+    ext4.disk.hang()
+    try:
+        asking.begin("fsync", fd)
+        assert asking.waits(LATER)
+        for _ in range(20):
+            reading.begin("open", str(overlay.target / "file"), os.O_RDONLY)
+            assert not reading.waits(SOON)
+            assert reading.end() > 0
+        assert asking.waits(0)
+    finally:
+        ext4.disk.resume()
+    assert asking.end() == 0
+    still_there = asking.open(overlay.target / "file", CREATE)
+    assert [asking.fsync(still_there), asking.syncfs(still_there)] == [0, 0]
+
+
+def at_work(place: Path, name: str, rounds: int) -> None:
+    """Make, change, sync, rename and remove files, alone in a directory and beside others; look at each result."""
+    own = place / name
+    own.mkdir()
+    for number in range(rounds):
+        path = own / f"file-{number}"
+        fd = os.open(path, CREATE, 0o600)
+        os.pwrite(fd, name.encode(), 0)
+        if number % 3 == 0:
+            os.fsync(fd)
+        if number % 20 == 0:
+            files.syncfs(fd)
+        os.close(fd)
+        shared = place / f"{name}-{number}"
+        os.rename(path, shared)
+        assert shared.read_bytes() == name.encode()
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+        if number % 2:
+            os.unlink(shared)
+        with open(place / f"lower-{number % 50}", "ab") as file:  # somebody copies it up
+            file.write(b"x")
+    assert sorted(os.listdir(own)) == []
+    assert len([entry for entry in os.listdir(place) if entry.startswith(f"{name}-")]) == (rounds + 1) // 2
+
+
+@pytest.mark.timeout(120)
+def test_the_loop_may_change_hands_at_any_moment(stage: Stage) -> None:
+    scene = stage("ext4", off="restless")
+    for number in range(50):
+        (scene.lower / f"lower-{number}").write_bytes(b"y" * 5000)
+    overlays = [scene.overlay() for _ in range(2)]
+    before = scene.server.client.status()["leaders_replaced"]
+    children = [(overlay, f"worker{number}") for overlay in overlays for number in range(3)]
+    pids = []
+    for overlay, name in children:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                at_work(overlay.target, name, 200)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    assert [bounded.wait(pid, 100) for pid in pids] == [0] * len(pids)
+    for overlay in overlays:
+        sizes = {(overlay.target / f"lower-{number}").stat().st_size for number in range(50)}
+        assert sizes == {5000 + 3 * 4}
+    assert scene.server.client.status()["leaders_replaced"] - before > 20
