@@ -6,13 +6,15 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-long bench lint format types floors clean
+.PHONY: help demo test test-long test-containers bench deb lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
 	@echo 'make test           the test suite'
 	@echo 'make test-long      the tests that take minutes'
+	@echo 'make test-containers   of these, podman and buildah on overt'
 	@echo 'make bench          overt beside the other overlays, in ratios'
+	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
 	@echo 'make format         let ruff rewrite'
 	@echo 'make clean          remove .venv and the caches'
@@ -41,6 +43,13 @@ test: .venv/dev
 test-long: .venv/dev
 	@tools/debian-packages test || :
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+test-containers: .venv/dev
+	@tools/debian-packages containers || :
+	@$(BIN)/python -m pytest tests/containers $(ARGS)
+
+deb: .venv/runtime
+	@PYTHON=$(BIN)/python tools/deb
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

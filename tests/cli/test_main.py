@@ -49,7 +49,7 @@ def test_help_lists_every_subcommand_and_imports_none() -> None:
     *page, modules = done.stdout.splitlines()
     for name, line in cli.COMMANDS.items():
         assert any(row.split() == [name, *line.split()] for row in page)
-    assert set(modules.split()) == {"overt", "overt.cli", "overt.cli.main"}
+    assert set(modules.split()) == {"overt", "overt.cli", "overt.cli.main", "overt.cli.report"}
 
 
 @pytest.mark.parametrize(

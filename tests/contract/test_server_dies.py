@@ -15,6 +15,7 @@ import pytest
 
 from overt.host import mounts, process
 from overt.lab import bounded
+from overt.server import registry
 
 from .conftest import Servers
 from .scene import PAGE, Overlay, Server, open_scene, run_overt, syncfs, told, wait_until
@@ -183,6 +184,21 @@ def test_overt_umount_clears_a_dead_mount_and_says_that_data_may_be_lost(own: Se
         assert len(done.stderr.splitlines()) == 1
         assert not mounted(overlay)
         wait_until(lambda: gone(loop), "the loop device is let go of")
+        scene.overlays.clear()
+
+
+@pytest.mark.timeout(60)
+def test_a_new_server_clears_dead_mounts_that_are_not_registered_any_more(own: Server, servers: Servers) -> None:
+    """A server in another mount namespace, which shares /run, has taken the entries away."""
+    with open_scene("ext4", own) as scene:
+        overlay, other = scene.overlay(), scene.overlay()
+        own.kill()
+        for entry in registry.entries():
+            if entry.target in (str(overlay.target), str(other.target)):
+                registry.remove(entry.device)
+        scene.server = servers.start()
+        assert not mounted(overlay)
+        assert not mounted(other)
         scene.overlays.clear()
 
 

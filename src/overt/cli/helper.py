@@ -3,21 +3,35 @@
     mount.fuse.overt SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
 
 SOURCE means nothing to an overlay. The exit statuses are mount(8)'s: 0, and 32 for a mount that failed. mount(8) looks
-for its helpers in /sbin: put a link there.
+for its helpers in /sbin, by the type: that of a mount that is there is fuseblk.overt, so it wants a link of that name,
+too (docs/mounting.md).
 """
 
 import getopt
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from overt.cli.main import complain, describe
-from overt.cli.mount import in_background
-from overt.overlay.options import OptionError, parse
+from overt.cli import shared
+from overt.cli.background import in_background
+from overt.cli.report import complain, describe
+from overt.host import mounts
+from overt.overlay.options import OptionError, items, understand
+from overt.server import registry
 
 _WHO = "mount.fuse.overt"
 _USAGE = f"usage: {_WHO} SOURCE MNT [-sfnv] [-o OPTIONS]"
 _FAILED = 32
+_SERVER = "server="
+"""an option of this command: the socket of the server (overt serve) that is to hold the mount"""
+_FOR_OTHERS = ("x-", "X-", "comment=", _SERVER)
+_ATTRIBUTES = {
+    "ro": (mounts.MOUNT_ATTR_RDONLY, True), "rw": (mounts.MOUNT_ATTR_RDONLY, False),
+    "nosuid": (mounts.MOUNT_ATTR_NOSUID, True), "suid": (mounts.MOUNT_ATTR_NOSUID, False),
+    "nodev": (mounts.MOUNT_ATTR_NODEV, True), "dev": (mounts.MOUNT_ATTR_NODEV, False),
+    "noexec": (mounts.MOUNT_ATTR_NOEXEC, True), "exec": (mounts.MOUNT_ATTR_NOEXEC, False),
+}  # fmt: skip
 
 
 def run(args: Sequence[str]) -> int:
@@ -29,16 +43,42 @@ def run(args: Sequence[str]) -> int:
             raise getopt.GetoptError(_USAGE)
         if "-N" in flags:
             raise getopt.GetoptError("-N: mount in the namespace itself (nsenter -m)")
-        text = ",".join(value for flag, value in given if flag == "-o")
-        options = parse(text, sloppy="-s" in flags).absolute()
+        words = items(",".join(value for flag, value in given if flag == "-o"))
+        if "remount" in words:
+            if "-f" not in flags:
+                _remount(os.path.realpath(places[1]), words)
+            return 0
+        rest = [word for word in words if not word.startswith(_FOR_OTHERS)]
+        options = understand(rest, sloppy="-s" in flags).absolute()
         if "-f" in flags:
             return 0
-        return _FAILED if in_background(options, places[1]) else 0
+        servers = [word.removeprefix(_SERVER) for word in words if word.startswith(_SERVER)]
+        status = shared.mount(options, places[1], servers[-1]) if servers else None
+        return _FAILED if (in_background(options, places[1]) if status is None else status) else 0
     except (getopt.GetoptError, OptionError) as error:
         complain(_WHO, str(error))
     except OSError as error:
         complain(_WHO, describe(error))
     return _FAILED
+
+
+def _remount(target: str, words: Sequence[str]) -> None:
+    """Change what can be changed of a mount: the attributes of its place.
+
+    Not its superblock: the kernel never asks a read-only one to sync, and it could not be told of an error.
+    """
+    if not registry.is_mount(target):
+        raise OptionError(f"{target}: not an overt mount, so it cannot be remounted")
+    changes = dict(_ATTRIBUTES[word] for word in words if word in _ATTRIBUTES)  # of two the later counts
+    add = sum(bit for bit, wanted in changes.items() if wanted)
+    remove = sum(bit for bit, wanted in changes.items() if not wanted)
+    fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mounts.set_attributes(fd, add, remove)
+        if remove & mounts.MOUNT_ATTR_RDONLY and os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            raise OptionError(f"{target}: stays read-only: it has no upperdir=, or was made so with mount -i")
+    finally:
+        os.close(fd)
 
 
 def main() -> NoReturn:

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+import click.shell_completion
 
 from overt import __version__
+from overt.cli.report import complain, describe
 
 COMMANDS = {
     "mount": "Mount an overlay.",
@@ -53,18 +55,8 @@ def root() -> None:
     """An overlay filesystem that does not hide errors."""
 
 
-def complain(who: str, what: str) -> None:
-    """Print one line on stderr; WHAT may have been laid out on several."""
-    print(f"{who}: {' '.join(what.split())}", file=sys.stderr)
-
-
-def describe(error: OSError) -> str:
-    """``strerror: filename``, or what the error says of itself where it carries neither."""
-    if error.strerror is None:
-        return str(error) or type(error).__name__
-    # A filename that is an int is a descriptor's number, which says nothing to the reader.
-    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
-    return ": ".join([error.strerror, " -> ".join(map(os.fsdecode, names))] if names else [error.strerror])
+_COMPLETE = "_OVERT_COMPLETE"
+"""how a shell asks for completion, and for the script by which it asks (click.shell_completion)"""
 
 
 def run(args: Sequence[str]) -> int:
@@ -95,6 +87,10 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point."""
+    if os.path.basename(sys.argv[0]).endswith("fuse-overlayfs"):
+        importlib.import_module("overt.cli.fuse_overlayfs").main()
+    if _COMPLETE in os.environ:
+        sys.exit(click.shell_completion.shell_complete(root, {}, "overt", _COMPLETE, os.environ[_COMPLETE]))
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -1,33 +1,29 @@
 """overt mount: one overlay, served by a process of its own or by a server that runs already."""
 
-import json
-import os
-import select
-import sys
-import threading
-import traceback
-from typing import Any
-
 import click
 
-from overt.cli.main import describe
-from overt.overlay.options import OptionError, Options, parse
+from overt.cli.background import in_background, in_foreground
+from overt.overlay.options import OptionError, parse
 from overt.server.client import Client, ServerError
 
 _OPTIONS_HELP = (
     "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
     "unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, whiteouts=overlay|oci, "
-    "nopassthrough, nosuid, nodev, noexec, noatime, nodiratime, strictatime."
+    "nopassthrough, userxattr, nosuid, nodev, noexec, noatime, nodiratime, strictatime; uidmapping=, gidmapping=, "
+    "squash_to_root, squash_to_uid=, squash_to_gid=, static_nlink, noacl, noxattrs=1, timeout=, context= as for "
+    "fuse-overlayfs."
 )
-
-_CLEARING_UP = 10.0
-"""seconds"""
 
 
 @click.command()
 @click.option("-o", "options", multiple=True, required=True, metavar="OPTIONS", help=_OPTIONS_HELP)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; events go to standard error.")
-@click.option("--server", metavar="SOCKET", help="Have the server behind SOCKET (overt serve) hold the mount.")
+@click.option(
+    "--server",
+    metavar="SOCKET",
+    envvar="OVERT_SERVER",
+    help="Have the server behind SOCKET (overt serve) hold the mount.",
+)
 @click.argument("target", metavar="MNT")
 def command(options: tuple[str, ...], target: str, *, foreground: bool, server: str | None) -> int:
     """Mount an overlay at MNT.
@@ -37,7 +33,7 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
     text = ",".join(options)
     try:
         parsed = parse(text).absolute()
-        if server is not None:
+        if server:
             with Client(server) as client:
                 notices = client.mount(target, text)
             for line in notices:
@@ -49,94 +45,5 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
         click.echo(f"overt: {error}", err=True)
         return error.status
     if foreground:
-        return _serve(parsed, target, _say, foreground=True)
+        return in_foreground(parsed, target)
     return in_background(parsed, target)
-
-
-def _say(result: dict[str, Any]) -> None:
-    if "error" in result:
-        click.echo(f"overt: {result['error']}", err=True)
-    for line in result.get("notices", []):
-        click.echo(f"overt: {result['target']}: {line}", err=True)
-
-
-def in_background(options: Options, target: str) -> int:
-    """Fork the server, and wait until it has mounted or said why not; the exit status."""
-    reading, writing = os.pipe()
-    server = os.fork()
-    if server == 0:
-        status = 1
-        reported = False
-        try:
-            os.close(reading)
-            os.setsid()
-
-            def report(result: dict[str, Any]) -> None:
-                nonlocal reported
-                reported = True
-                os.write(writing, json.dumps(result).encode())
-                os.close(writing)
-                _let_go_of_terminal()
-
-            try:
-                status = _serve(options, target, report, foreground=False)
-            except OSError as error:
-                if reported:
-                    raise
-                report({"error": describe(error), "status": 1})
-        except BaseException:  # nobody above may see it: this is the child of a fork
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
-    result = json.loads(answer or '{"error": "the server ended before it had mounted", "status": 1}')
-    _say(result)
-    if "error" in result:
-        _wait_for(server)
-    return int(result.get("status", 0))
-
-
-def _wait_for(server: int) -> None:
-    """Let a server that could not mount clear up first; not for ever, a disk may hang."""
-    pidfd = os.pidfd_open(server)
-    try:
-        if select.select([pidfd], [], [], _CLEARING_UP)[0]:
-            os.waitpid(server, 0)
-    finally:
-        os.close(pidfd)
-
-
-def _let_go_of_terminal() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
-    os.chdir("/")
-
-
-def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> int:
-    from overt.server.layers import Refusal
-    from overt.server.main import serve
-    from overt.server.service import Service
-
-    absolute = os.path.abspath(target)
-    failed = threading.Event()
-
-    def first(service: Service) -> None:
-        try:
-            notices = service.mount(options, absolute)
-        except Refusal as error:
-            failed.set()
-            report({"error": str(error), "status": 1})
-            raise
-        except OSError as error:
-            failed.set()
-            report({"error": f"{absolute}: {error.strerror}", "status": 1})
-            raise Refusal(str(error)) from None
-        report({"notices": notices, "target": target})
-
-    status = serve(foreground=foreground, first=first)
-    sys.stdout.flush()
-    return 1 if failed.is_set() else status

@@ -14,6 +14,8 @@ from overt.wire.record import struct_of
 
 _pack = struct_of(Attr).pack
 _SECOND = 1_000_000_000
+_OWNER = Struct("=III")
+_OWNER_AT = struct_of(Attr).size - 6 * 4
 _ENTRY = Struct("=QQII")
 _ATTR = Struct("=QI4x")
 
@@ -58,3 +60,10 @@ def attr_of(st: stat_result, ino: int, nlink: int | None = None, flags: int = 0,
         st.st_blksize,
         flags,
     )
+
+
+def with_owner(attr: bytes, nlink: int | None, uid: int, gid: int) -> bytes:
+    """A packed Attr with another owner, and another link count where one is given."""
+    if nlink is None:
+        nlink = _OWNER.unpack_from(attr, _OWNER_AT)[0]
+    return attr[:_OWNER_AT] + _OWNER.pack(nlink, uid, gid) + attr[_OWNER_AT + _OWNER.size :]

@@ -12,6 +12,8 @@ from overt.overlay.listing import DT_UNKNOWN, Entry
 PREFIX = b".wh."
 OPAQUE = b".wh..wh..opq"
 """in a directory that hides what is below it"""
+OPAQUE_XATTR = b"user.fuseoverlayfs.opaque"
+"""on such a directory that fuse-overlayfs has made, which may be a layer by now"""
 
 
 def whiteout_of(name: bytes) -> bytes:

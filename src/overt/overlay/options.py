@@ -1,9 +1,11 @@
 """Mount options, as ``mount -o`` has them."""
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from overt.overlay import redirect
+from overt.overlay import redirect, view
+from overt.overlay.view import View
 
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
@@ -17,8 +19,12 @@ _IGNORED = {
     "lazytime", "nolazytime", "silent", "loud",
 }  # fmt: skip
 
-_VALUED = ("lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts")
+_VALUED = {
+    "lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts", *view.VALUES,
+}  # fmt: skip
 _REPEATED = ("lowerdir+", "datadir+")
+
+_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", *view.FLAGS}
 
 _ATIME = {
     "relatime": "relatime", "norelatime": "relatime", "atime": "relatime", "nostrictatime": "relatime",
@@ -58,6 +64,7 @@ class Options(NamedTuple):
     """lower layers may have whiteouts as image layers have them (overt.overlay.images)"""
     data: tuple[str, ...] = ()
     """data-only lower layers"""
+    view: View = View()
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""
@@ -104,11 +111,16 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
 
     `sloppy`: pass over options that are not known, as mount(8) -s wants.
     """
+    return understand(items(text), sloppy=sloppy)
+
+
+def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
+    """The same of single options."""
     values: dict[str, str] = {}
     repeated: dict[str, list[str]] = {key: [] for key in _REPEATED}
     flags: set[str] = set()
     atime, dir_atime = "relatime", True
-    for item in _items(text):
+    for item in given:
         key, equals, value = item.partition("=")
         if key in _VALUED or key in _REPEATED:
             if not value:
@@ -119,7 +131,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
             if values.get(key, value) != value:
                 raise OptionError(f"{key}= is given twice")
             values[key] = value
-        elif not equals and key in ("ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec"):
+        elif not equals and key in _FLAGS:
             flags.add(key)
         elif item in _ATIME:
             atime = _ATIME[item]
@@ -150,6 +162,10 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
         raise OptionError("workdir= is given without upperdir=")
     if fsync == "volatile" and not upper:
         raise OptionError("volatile says how an upper is treated, and there is no upperdir=")
+    try:
+        shown = view.parse(values, flags)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
     options = Options(
         lower,
         upper,
@@ -167,6 +183,7 @@ def parse(text: str, *, sloppy: bool = False) -> Options:
         metacopy=metacopy,
         whiteout_files=values.get("whiteouts") == "oci",
         data=data,
+        view=shown,
     )
     if "userxattr" not in flags:
         return options
@@ -192,19 +209,24 @@ def _lower(text: str | None, more: list[str], data: list[str]) -> tuple[tuple[st
     return tuple(merged), (*rest[1::2], *data)
 
 
-def _items(text: str) -> list[str]:
-    """The options of `text`; a comma after a backslash belongs to a value, and other backslashes stay for later."""
-    items = [""]
-    escaped = False
+def items(text: str) -> list[str]:
+    """The options of `text`; a comma after a backslash belongs to a value, and other backslashes stay for later.
+
+    A SELinux context, which has commas too, comes in quotes (mount(8)).
+    """
+    found = [""]
+    escaped = quoted = False
     for character in text:
-        if character == "," and not escaped:
-            items.append("")
+        if character == '"' and (quoted or found[-1].endswith("context=")):
+            quoted = not quoted
+        if character == "," and not escaped and not quoted:
+            found.append("")
         elif character == "," and escaped:
-            items[-1] = items[-1][:-1] + ","
+            found[-1] = found[-1][:-1] + ","
         else:
-            items[-1] += character
+            found[-1] += character
         escaped = character == "\\" and not escaped
-    return [item for item in items if item]
+    return [item for item in found if item]
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

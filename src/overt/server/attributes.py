@@ -11,7 +11,7 @@ from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import marks
 from overt.server import identity
 from overt.server.caller import groups_of
-from overt.server.mount import FOREVER, UNTIL_ASKED, Mount, whole
+from overt.server.mount import UNTIL_ASKED, Mount, whole
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -32,7 +32,7 @@ def getattr_(mount: Mount, request: Request) -> Reply:
     """GETATTR."""
     node = mount.tree.node(request.nodeid)
     st = mount.tree.stat(node)
-    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else FOREVER
+    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     return mount.session.attr(request.unique, valid, mount.attr(node, st))
 
 
@@ -47,9 +47,10 @@ def statx(mount: Mount, request: Request) -> Reply:
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink
-    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else FOREVER
+    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     blocks = st.blocks if node.data is None else whole(st.size)
-    return mount.session.statx(request.unique, valid, st._replace(ino=node.ino, nlink=nlink, blocks=blocks))
+    st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)
+    return mount.session.statx(request.unique, valid, mount.statx(st))
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:
@@ -167,14 +168,15 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
         return mount.session.error(request.unique, errno.ENODATA)
     name = marks.stored(mount.tree.prefix, request.name)
-    return _sized(mount, request, os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0))
+    value = os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0)
+    return _sized(mount, request, mount.xattr(request.name, value))
 
 
 def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
     prefix = mount.tree.prefix
     names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
     shown = (marks.shown(prefix, os.fsencode(name)) for name in names)
-    node.xattrs = frozenset(name for name in shown if name is not None)
+    node.xattrs = frozenset(name for name in shown if name is not None and name not in mount.unlisted)
     return node.xattrs
 
 

@@ -5,12 +5,15 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from overt.overlay.options import parse
+from overt.overlay.options import Options, parse
+
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class ServerError(Exception):
@@ -43,12 +46,23 @@ class Client:
         """End the conversation."""
         self._socket.close()
 
-    def mount(self, target: str, options: str) -> list[str]:
+    @property
+    def same_mounts(self) -> bool:
+        """Whether the server sees the mounts that we see: a path means the same to it, and its mounts are seen here."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        try:
+            theirs = os.stat(f"/proc/{_CREDENTIALS.unpack(credentials)[0]}/ns/mnt")
+        except OSError:  # in another pid namespace
+            return False
+        return os.path.samestat(theirs, os.stat("/proc/self/ns/mnt"))
+
+    def mount(self, target: str, options: str | Options) -> list[str]:
         """Mount at `target`; `options` as for mount -o. Returns what cannot be promised.
 
         Raises OptionError, or ServerError.
         """
-        fields = parse(options).absolute()._asdict()
+        given = parse(options) if isinstance(options, str) else options
+        fields = given.absolute()._asdict()
         answer, _ = self._ask({"do": "mount", "target": os.path.abspath(target), "options": fields})
         return list(answer["notices"])
 

@@ -38,6 +38,8 @@ def _backing() -> int:
 
 def connect(options: Options) -> Connection:
     """Make the connection; raise `Refusal`."""
+    if options.view.context is not None and not os.path.isdir("/sys/fs/selinux/booleans"):
+        raise Refusal(f"context={options.view.context}: SELinux is not on here: mount without it")
     try:
         fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -82,6 +84,8 @@ def _mount(fuse: int, kind: str, source: str, options: Options) -> int:
     ]
     if options.upper is None:
         settings.append(("ro", None))
+    if options.view.context is not None:
+        settings.append(("context", options.view.context))
     # With an upper only this mount of it is read-only: a read-only superblock is never asked to sync, and could not be
     # told of an error.
     attributes = (

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from overt.overlay import view
 from overt.overlay.options import Options
 from overt.server.identity import become_myself
 from overt.server.layers import Refusal
@@ -99,4 +100,4 @@ class Control:
 
 def _options(request: dict[str, Any]) -> Options:
     options = Options(**request["options"])
-    return options._replace(lower=tuple(options.lower), data=tuple(options.data))
+    return options._replace(lower=tuple(options.lower), data=tuple(options.data), view=view.from_fields(options.view))

@@ -35,7 +35,7 @@ from overt.fuse.request import Request
 from overt.host.files import fallocate as host_fallocate
 from overt.server import identity
 from overt.server.attributes import drop_privileges
-from overt.server.mount import FOREVER, UNTIL_ASKED, Handle, Mount
+from overt.server.mount import UNTIL_ASKED, Handle, Mount
 from overt.tree import change
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER
@@ -137,7 +137,7 @@ def _created(mount: Mount, request: Request, node: Node, st: os.stat_result, fd:
     flags = request.arg[0]
     handle = _opened(mount, request, node, fd, writes=flags & os.O_ACCMODE != os.O_RDONLY)
     node.lookups += 1
-    valid = UNTIL_ASKED if node.mappers else FOREVER
+    valid = UNTIL_ASKED if node.mappers else mount.forever
     attr = mount.attr(node, st)
     return mount.session.created(request.unique, node.id, 0, valid, attr, handle.fh, *_how(handle))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from overt.fuse.directory import DirBuffer
 from overt.fuse.request import Request
 from overt.overlay.listing import DT_DIR, Entry, Listing
-from overt.server.mount import FOREVER, UNTIL_ASKED, Handle, Mount
+from overt.server.mount import UNTIL_ASKED, Handle, Mount
 from overt.tree import reading
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -111,7 +111,7 @@ def readdirplus(mount: Mount, request: Request) -> Reply:
         if found is None:
             continue  # a layer was changed behind our back
         child, st = found
-        valid = UNTIL_ASKED if child.mappers else FOREVER
+        valid = UNTIL_ASKED if child.mappers else mount.forever
         if not buffer.add_plus(child.id, 0, valid, mount.attr(child, st), child.ino, after + _DOTS, entry.kind, name):
             tree.unused(child)
             break

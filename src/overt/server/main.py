@@ -31,17 +31,18 @@ CAPABILITIES = {
 
 def serve(
     *, foreground: bool, first: Callable[[Service], None] | None = None, socket: Path | None = None,
-    ready: Callable[[], None] = lambda: None,
+    ready: Callable[[], None] = lambda: None, watchdog: Watchdog | None = None,
 ) -> int:  # fmt: skip
     """Run a server in this process until it is told to stop; return the exit status.
 
     `first` is called, on a thread of its own, to make the mount for which this server exists; the server ends with its
     last mount then. Without `first` it serves until SIGTERM. `socket`: where to listen, beside the registry.
+    `watchdog`: one that was forked already.
     """
     _raise_limits()
     gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
     events = Events(foreground=foreground)
-    watchdog = Watchdog(foreground=foreground)
+    watchdog = watchdog or Watchdog(foreground=foreground)
     if os.geteuid() == 0:
         process.keep_capabilities_across_setfsuid()
         process.keep_capabilities(CAPABILITIES)

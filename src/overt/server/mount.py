@@ -14,6 +14,7 @@ from overt.fuse.request import Refused, Request
 from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
+from overt.overlay.view import ACLS
 from overt.server.caller import is_dying
 from overt.server.events import Events
 from overt.server.pool import Pool, Work
@@ -99,6 +100,13 @@ class Mount:
         """its file in the registry, if it is at `target`"""
         self.kind = ""
         wanted = WANTED | (fuse.FUSE_PASSTHROUGH if options.passthrough else 0)
+        if not options.view.acl:
+            wanted &= ~fuse.FUSE_POSIX_ACL
+        timeout = None if options.view.timeout is None else int(options.view.timeout * 10**9)
+        self.forever = FOREVER if timeout is None else validity(timeout, timeout)
+        """how long the kernel may keep names and attributes"""
+        self.unlisted: frozenset[bytes] = frozenset() if options.view.acl else frozenset(ACLS)
+        """xattrs that are not shown"""
         self.session = Session(wanted, MAX_WRITE, lambda line: events.say("refused", mount=target, why=line))
         self.passthrough = False
         self.handles: dict[int, Handle] = {}
@@ -316,8 +324,16 @@ class Mount:
         """The reply that names a node, which the kernel then counts as looked up."""
         node.lookups += 1
         return self.session.entry(
-            request.unique, node.id, 0, UNTIL_ASKED if node.mappers else FOREVER, self.attr(node, st)
+            request.unique, node.id, 0, UNTIL_ASKED if node.mappers else self.forever, self.attr(node, st)
         )
+
+    def statx(self, st: fuse.Statx) -> fuse.Statx:
+        """What statx(2) is to show of a file that is `st`."""
+        return st
+
+    def xattr(self, name: bytes, value: bytes) -> bytes:
+        """What an xattr is to show."""
+        return value
 
     def new_handle(self, node: Node, fd: int, flags: int, *, writes: bool = False) -> Handle:
         """Enter an open file."""

@@ -5,7 +5,7 @@ import os
 from overt.fuse.request import Request
 from overt.server import identity
 from overt.server.data import tidy
-from overt.server.mount import FOREVER, Mount
+from overt.server.mount import Mount
 from overt.tree import change, reading
 
 Reply = bytes | memoryview | None
@@ -22,7 +22,7 @@ def lookup(mount: Mount, request: Request) -> Reply:
     if parent.misses:
         reading.index_if_busy(mount.tree, parent)
     if found is None:
-        return mount.session.negative(request.unique, FOREVER)
+        return mount.session.negative(request.unique, mount.forever)
     return mount.entry(request, *found)
 
 

@@ -27,7 +27,6 @@ nobody else.
 
 import errno
 import os
-import secrets
 import stat
 import struct
 import threading
@@ -49,7 +48,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # not O_PATH: open_by_
 
 def new_number() -> int:
     """A number for a mount's hidden file that no node has."""
-    return 1 << 62 | secrets.randbits(61)
+    return 1 << 62 | int.from_bytes(os.urandom(8)) >> 3
 
 
 def poison(mount: Mount, code: int, call: Call) -> None:

@@ -18,13 +18,24 @@ from typing import NamedTuple
 
 from overt.host import mounts
 
+_RUN = Path("/run")
+
 
 def directory() -> Path:
-    """The directory of this user's servers, made if it is not there."""
-    base = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}"))
-    path = base / "overt"
+    """The directory of this user's servers, made if it is not there; PermissionError if it is somebody else's."""
+    path = _RUN / "overt"
+    # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
+    if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
+        path = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}")) / "overt"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
     return path
+
+
+def well_known() -> Path:
+    """The socket of the server that whoever can share one shares (overt.service)."""
+    return directory() / "serve.sock"
 
 
 class Entry(NamedTuple):
@@ -84,7 +95,7 @@ def entries() -> list[Entry]:
 
 def sockets() -> list[Path]:
     """The control sockets of all servers, dead ones too."""
-    return sorted(directory().glob("*.sock"))
+    return sorted(directory().glob("[0-9]*.sock"))
 
 
 def clear_dead() -> list[str]:
@@ -97,16 +108,27 @@ def clear_dead() -> list[str]:
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
         remove(entry.file)
-    for path in sockets():
-        if not answers(path):
-            path.unlink(missing_ok=True)
+    # A server in another mount namespace may have taken the entries, which this one shares with it, and not the mounts.
+    living = {entry.device for entry in entries()}
+    for device, path in _table():
+        place = os.fsdecode(path)
+        if device not in living and is_dead_mount(place):
+            mounts.umount(place, mounts.MNT_DETACH)
+            cleared.append(place)
+    for socket_path in sockets():
+        if not answers(socket_path):
+            socket_path.unlink(missing_ok=True)
     return cleared
 
 
 def mounted(entry: Entry) -> bool:
     """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
-    numbers = b"%d:%d" % (os.major(entry.device), os.minor(entry.device))
-    return numbers in _mounts_at(entry.target)
+    return entry.device in _mounts_at(entry.target)
+
+
+def is_mount(place: str) -> bool:
+    """Whether a mount of overt's is at `place`, whoever serves it."""
+    return bool(_mounts_at(place))
 
 
 def is_dead_mount(place: str) -> bool:
@@ -120,12 +142,16 @@ def is_dead_mount(place: str) -> bool:
     return False
 
 
-def _mounts_at(place: str) -> list[bytes]:
-    """The device numbers of overt's mounts at a place, as the mount table has them."""
-    path = os.fsencode(place)
+def _mounts_at(place: str) -> list[int]:
+    """The devices of overt's mounts at a place, as the mount table has them."""
+    return [device for device, path in _table() if path == os.fsencode(place)]
+
+
+def _table() -> list[tuple[int, bytes]]:
+    """The devices and places of overt's mounts in this namespace."""
     with open("/proc/self/mountinfo", "rb") as table:
         rows = [line.split(b" ") for line in table if b".overt " in line]
-    return [fields[2] for fields in rows if _unescape(fields[4]) == path]
+    return [(os.makedev(*map(int, fields[2].split(b":"))), _unescape(fields[4])) for fields in rows]
 
 
 def _unescape(path: bytes) -> bytes:

@@ -24,6 +24,7 @@ from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
+from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog
 from overt.tree.images import ImageTree
 from overt.tree.tree import Tree
@@ -138,9 +139,10 @@ class Service:
             layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
             metacopy=options.metacopy, data=layers.data,
         )  # fmt: skip
+        kind = ViewedMount if options.view.changes else Mount
         with self._lock:
             pool = self._pool(upper)
-            mount = Mount(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
+            mount = kind(connection.fuse, target, options, tree, upper, account, self.engine, pool, self.events)
             self.mounts.append(mount)
             self.empty.clear()
         mount.held = layers.held

@@ -7,9 +7,9 @@ long way (`overt.tree.follow`), so that trees without such layers pay nothing.
 import errno
 import os
 
-from overt.overlay import images
+from overt.overlay import images, marks
 from overt.tree.follow import discover
-from overt.tree.layer import UPPER
+from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.tree import Tree
 
@@ -36,7 +36,18 @@ class ImageTree(Tree):
 
     def hides(self, layer: int, directory: int, name: bytes) -> bool:
         """Whether a directory of the layer has the file that says that it hides what is below."""
-        return layer != UPPER and _exists(directory, name + b"/" + images.OPAQUE)
+        return layer != UPPER and (
+            _exists(directory, name + b"/" + images.OPAQUE) or _is_marked(xattr_path(directory, name))
+        )
+
+
+def _is_marked(directory: bytes) -> bool:
+    try:
+        return os.getxattr(directory, images.OPAQUE_XATTR, follow_symlinks=False) == marks.OPAQUE_YES
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return False
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -14,7 +14,6 @@ disk nor the mount table shows it, and it goes with its descriptor.
 """
 
 import os
-import secrets
 import shutil
 
 from overt.host import mounts
@@ -30,7 +29,7 @@ def mount(scratch_fd: int, *, volatile: bool) -> int:
     Raises OSError: EIO for a volatile one while an error stands unseen on the upper, EINVAL and others where kernel
     overlayfs does not accept the upper, and what mkdir(2) and rmdir(2) below `scratch_fd` raise.
     """
-    name = f"probe-{secrets.token_hex(8)}"
+    name = f"probe-{os.urandom(8).hex()}"
     os.mkdir(name, 0o700, dir_fd=scratch_fd)
     try:
         base = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=scratch_fd)

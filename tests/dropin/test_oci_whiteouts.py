@@ -1,0 +1,122 @@
+"""Layers as containers/storage unpacks them for a mount_program: whiteouts are files called .wh.NAME."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overt.host import mounts
+
+from .conftest import Place
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+NAMES = ("a", "b", "c")
+SAMPLES = 12
+
+
+def test_a_removed_file_and_an_opaque_directory(place: Place) -> None:
+    top = place.base / "top"
+    (top / "dir").mkdir(parents=True)
+    (top / ".wh.of1").touch()
+    (place.lower / "dir/below").touch()
+    (top / "dir/.wh..wh..opq").touch()
+    (top / "dir/above").touch()
+    done = place.call("-o", f"lowerdir={top}:{place.lower},upperdir=upper,workdir=work", place.merged)
+    assert done.returncode == 0, done.stderr
+    for name in ("of1", "dir/below", ".wh.of1", "dir/.wh..wh..opq"):
+        assert not (place.merged / name).exists()
+    assert sorted(os.listdir(place.merged)) == ["dir", "of0", "of50"]
+    assert os.listdir(place.merged / "dir") == ["above"]
+    # What is hidden already needs no whiteout of ours.
+    (place.merged / "of1").touch()
+    (place.merged / "of1").unlink()
+    assert not os.path.lexists(place.upper / "of1")
+    os.unlink(place.merged / "dir/above")
+    os.rmdir(place.merged / "dir")
+    assert sorted(os.listdir(place.merged)) == ["of0", "of50"]
+
+
+def test_what_fuse_overlayfs_has_marked_opaque(place: Place) -> None:
+    top = place.base / "top"
+    (top / "dir").mkdir(parents=True)
+    os.setxattr(top / "dir", "user.fuseoverlayfs.opaque", b"y")
+    (place.lower / "dir/below").touch()
+    assert place.call("-o", f"lowerdir={top}:{place.lower}", place.merged).returncode == 0
+    assert os.listdir(place.merged / "dir") == []
+
+
+def test_only_where_it_is_asked_for(place: Place) -> None:
+    (place.lower / ".wh.of1").touch()
+    from overt.cli.mount import command
+
+    assert command.main(["-o", f"lowerdir={place.lower}", str(place.merged)], standalone_mode=False) == 0
+    assert {".wh.of1", "of1"} <= set(os.listdir(place.merged))
+
+
+# Beside kernel overlayfs: the same layers in both forms
+
+
+def make(oci: Path, plain: Path, dice: random.Random, depth: int = 0) -> None:
+    """One directory of a layer, at random, once with OCI whiteouts and once with overlayfs's."""
+    for directory in (oci, plain):
+        directory.mkdir()
+    if depth and dice.random() < 0.25:
+        (oci / ".wh..wh..opq").touch()
+        os.setxattr(plain, "trusted.overlay.opaque", b"y")
+    for name in NAMES:
+        kind = dice.choice(("nothing", "file", "directory", "whiteout"))
+        if kind == "file":
+            (oci / name).write_text(str(oci.parent))
+            (plain / name).write_text(str(oci.parent))
+        elif kind == "whiteout":
+            (oci / f".wh.{name}").touch()
+            os.mknod(plain / name, 0o020000, 0)
+        elif kind == "directory" and depth < 2:
+            make(oci / name, plain / name, dice, depth + 1)
+
+
+def walk(root: Path, sight: Path, *, list_too: bool) -> dict[str, object]:
+    """What is there, found by names; `list_too`: and then by listing, which has to agree.
+
+    Kernel overlayfs lists the whiteouts of a directory that one layer alone has.
+    """
+    seen: dict[str, object] = {}
+    for name in NAMES:
+        path = root / name
+        key = str(path.relative_to(sight))
+        if path.is_dir():
+            seen[key] = "directory"
+            seen |= walk(path, sight, list_too=list_too)
+        elif path.exists():
+            seen[key] = path.read_text()
+    if list_too:
+        assert sorted(os.listdir(root)) == sorted(Path(key).name for key in seen if (sight / key).parent == root)
+    return seen
+
+
+@contextmanager
+def kernel(layers: list[Path], target: Path) -> Iterator[Path]:
+    fd = mounts.new_mount("overlay", [("lowerdir", ":".join(map(str, layers)))])
+    target.mkdir()
+    mounts.attach(fd, target)
+    os.close(fd)
+    try:
+        yield target
+    finally:
+        mounts.umount(target)
+
+
+@pytest.mark.parametrize("seed", range(SAMPLES))
+def test_the_same_tree_as_from_whiteouts_of_overlayfs(place: Place, seed: int) -> None:
+    dice = random.Random(seed)
+    for index in range(4):
+        (place.base / f"{index}").mkdir()
+        make(place.base / f"{index}/oci", place.base / f"{index}/plain", dice)
+    names = ":".join(f"{index}/oci" for index in range(4))
+    assert place.call("-o", f"lowerdir={names},upperdir=upper,workdir=work", place.merged).returncode == 0
+    with kernel([place.base / f"{index}/plain" for index in range(4)], place.base / "kernel") as theirs:
+        assert walk(place.merged, place.merged, list_too=True) == walk(theirs, theirs, list_too=False)
