@@ -48,18 +48,8 @@ def test_every_command_and_option_is_in_the_manual(name: str, command: click.Com
 
 def test_every_mount_option_is_in_the_manual() -> None:
     text = page("mount.fuse.overt.8")
-    words = {
-        "lowerdir",
-        "upperdir",
-        "workdir",
-        "server",
-        "remount",
-        *VALUES,
-        *FLAGS,
-        *options._FLAGS,
-        *options._VALUED,
-        *options._REPEATED,
-    }
+    words = {"server", "remount", *VALUES, *FLAGS, *options._FLAGS, *options._VALUED, *options._REPEATED}
+    words |= {*options._ATIME, "diratime", "nodiratime"} - {"nostrictatime"}
     words |= {f"fsync={mode}" for mode in options.FSYNC_MODES} | {f"unseen={mode}" for mode in options.UNSEEN_MODES}
     words |= {name.rstrip("=") for name in OWN}
     missing = [word for word in words if not re.search(rf"(?<![\w]){re.escape(word)}(?![\w])", text)]
