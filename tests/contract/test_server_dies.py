@@ -195,7 +195,7 @@ def test_a_new_server_clears_dead_mounts_that_are_not_registered_any_more(own: S
         own.kill()
         for entry in registry.entries():
             if entry.target in (str(overlay.target), str(other.target)):
-                registry.remove(entry.device)
+                registry.remove(entry.file)
         scene.server = servers.start()
         assert not mounted(overlay)
         assert not mounted(other)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,6 +119,8 @@ class FuseOverlayfs(System, Service):
                 for pid in self.pids():
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+                with suppress(OSError):  # it is in its place only if the demo was stopped while it was being made
+                    mounts.umount(self._place, mounts.MNT_DETACH)
 
     def mount(self, layers: Layers) -> int:
         command = [self.name, "-o", self.option_string(layers), self._place]

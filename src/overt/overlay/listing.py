@@ -33,10 +33,10 @@ class Listing:
         self._entries: list[Entry | None] = list(entries)
         self._places = {entry.name: place for place, entry in enumerate(self._entries) if entry is not None}
 
-    def after(self, cookie: int) -> Iterator[tuple[int, Entry]]:
-        """The entries that follow `cookie`, each with the cookie that follows it."""
+    def after(self, cookie: int, end: int | None = None) -> Iterator[tuple[int, Entry]]:
+        """The entries that follow `cookie`, up to cookie `end`, each with the cookie that follows it."""
         entries = self._entries
-        for place in range(max(cookie, 0), len(entries)):
+        for place in range(max(cookie, 0), len(entries) if end is None else min(end, len(entries))):
             entry = entries[place]
             if entry is not None:
                 yield place + 1, entry

@@ -16,6 +16,9 @@ from overt.server.layers import Refusal
 from overt.server.registry import answers
 from overt.server.service import Service
 
+_LAST_WORDS = 2.0
+"""seconds in which a server that ends answers who has asked"""
+
 
 class Control:
     """Serves one unix socket; each connection has a thread while it lasts, because a mount takes its time."""
@@ -24,6 +27,8 @@ class Control:
         """`stop` ends the server."""
         self._service = service
         self._stop = stop
+        self._answering = 0
+        self._answered = threading.Condition()
         self.path = path
         if (path.is_symlink() or path.exists()) and (not path.is_socket() or answers(path)):
             raise FileExistsError(errno.EEXIST, "in use: name a socket that no server has", os.fspath(path))
@@ -40,9 +45,11 @@ class Control:
         service.engine.watch(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
-        """Take the socket away."""
+        """Take the socket away, when who has asked has the answer: to an unmount with which the server ends, say."""
         self._socket.close()
         self.path.unlink(missing_ok=True)
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answering, _LAST_WORDS)
 
     def _accept(self) -> None:
         connection, _ = self._socket.accept()
@@ -52,30 +59,41 @@ class Control:
         become_myself()
         with connection, connection.makefile("rb") as lines:
             for line in lines:
-                fd = -1
+                with self._answered:
+                    self._answering += 1
                 try:
-                    answer, fd = self._answer(json.loads(line))
-                except Refusal as error:
-                    answer = {"error": str(error), "status": 1}
-                except OSError as error:
-                    answer = {
-                        "error": f"{error.filename or 'server'}: {error.strerror}",
-                        "status": 1,
-                        "errno": error.errno,
-                    }
-                except Exception:
-                    self._service.events.crash("control request")
-                    answer = {"error": "internal error, see the server's log", "status": 1}
-                try:
-                    message = json.dumps(answer).encode() + b"\n"
-                    if fd >= 0:
-                        socket.send_fds(connection, [message], [fd])
-                        os.close(fd)
-                    else:
-                        connection.sendall(message)
-                except OSError as error:  # the client is gone
-                    self._service.events.say("client gone", why=str(error))
-                    return
+                    if not self._reply(connection, line):
+                        return
+                finally:
+                    with self._answered:
+                        self._answering -= 1
+                        self._answered.notify_all()
+
+    def _reply(self, connection: socket.socket, line: bytes) -> bool:
+        """Do what a line asks for, and say what came of it; whether the client is still there."""
+        fd = -1
+        try:
+            answer, fd = self._answer(json.loads(line))
+        except Refusal as error:
+            answer = {"error": str(error), "status": 1}
+        except OSError as error:
+            answer = {"error": f"{error.filename or 'server'}: {error.strerror}", "status": 1, "errno": error.errno}
+        except Exception:
+            self._service.events.crash("control request")
+            answer = {"error": "internal error, see the server's log", "status": 1}
+        message = json.dumps(answer).encode() + b"\n"
+        try:
+            if fd >= 0:
+                socket.send_fds(connection, [message], [fd])
+            else:
+                connection.sendall(message)
+            return True
+        except OSError as error:  # the client is gone
+            self._service.events.say("client gone", why=str(error))
+            return False
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
         verb = request.get("do")

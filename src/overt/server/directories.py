@@ -62,10 +62,7 @@ def _entries(mount: Mount, handle: Handle, cookie: int) -> Iterator[tuple[int, E
     listing = _listing(mount, handle.node)
     if cookie < _DOTS or handle.end < 0:
         handle.end = listing.end
-    for after, entry in listing.after(cookie - _DOTS):
-        if after > handle.end:
-            return
-        yield after, entry
+    return listing.after(cookie - _DOTS, handle.end)
 
 
 def readdir(mount: Mount, request: Request) -> Reply:

@@ -12,6 +12,9 @@ from overt.tree.tree import Tree
 from overt.wire.dirent import parse
 
 _DT_REG = 8
+_DEVICES = frozenset((DT_CHR, DT_UNKNOWN))
+_ANY = _DEVICES | {_DT_REG}
+"""of what kind a whiteout may be, without and with xattr whiteouts"""
 _ROOM = 1 << 18
 _rooms: list[bytearray] = []
 """buffers that nobody reads into just now; two threads may be reading directories of two trees"""
@@ -35,7 +38,8 @@ def entries(fd: int, layer: int = 0) -> Iterator[Entry]:
 def _layer_entries(tree: Tree, node: Node, layer: int) -> list[tuple[Entry, bool]]:
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.dir_fd(node, layer))
     try:
-        found = [(entry, _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
+        kinds = _ANY if tree.layers[layer].xattr_whiteouts else _DEVICES
+        found = [(entry, entry.kind in kinds and _hides(tree, fd, entry, layer)) for entry in entries(fd, layer)]
         return images.read(found) if tree.whiteouts_are_files and layer != UPPER else found
     finally:
         os.close(fd)
@@ -55,7 +59,10 @@ def read(tree: Tree, node: Node) -> Listing:
     """The merged listing of a directory."""
     if node.dropped:
         return Listing([])
-    return Listing(merge([_layer_entries(tree, node, layer) for layer in node.layers]))
+    layers = [_layer_entries(tree, node, layer) for layer in node.layers]
+    if len(layers) == 1 and not tree.whiteouts_are_files:
+        return Listing([entry for entry, hides in layers[0] if not hides])
+    return Listing(merge(layers))
 
 
 def is_empty(tree: Tree, node: Node) -> bool:

@@ -315,10 +315,12 @@ class Tree:
                 st = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            mode = st.st_mode
-            if mode & _IFMT != stat.S_IFDIR:
-                if top is None and not self.is_whiteout(layer, directory, name, st):
-                    if self.layers[layer].lacks_data(directory, name, st):
+            kind = st.st_mode & _IFMT
+            if kind != stat.S_IFDIR:
+                here = self.layers[layer]
+                may_be_whiteout = kind == stat.S_IFCHR or here.xattr_whiteouts
+                if top is None and not (may_be_whiteout and self.is_whiteout(layer, directory, name, st)):
+                    if kind == stat.S_IFREG and here.lacks_data(directory, name, st):
                         return discover(self, parent, name)
                     top = st
                     found.append(layer)
