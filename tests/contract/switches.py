@@ -306,6 +306,7 @@ def patience() -> None:
     """The watchdog is an impatient one: a parameter here, not a switch."""
     from overt.server import watchdog
 
+    watchdog.PATIENCE = 1.0
     watchdog.Watchdog.__init__.__kwdefaults__.update(period=0.3, patience=1.0)
 
 

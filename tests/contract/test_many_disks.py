@@ -1,18 +1,22 @@
 """One server, several disks: one that hangs keeps only those who use it."""
 
 import os
+import shutil
+import signal
 import stat
+import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from overt.host import files
+from overt.host import files, mounts
 from overt.lab import bounded
 
+from .conftest import Servers
 from .container import Container
-from .scene import Overlay, Scene
+from .scene import Overlay, Scene, open_scene, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -77,6 +81,39 @@ def test_a_disk_that_hangs_in_a_look_up_keeps_only_its_own_mounts(stage: Stage) 
 def test_without_a_lookout_it_keeps_everybody(stage: Stage) -> None:
     with pytest.raises(AssertionError, match="somebody else's disk"):
         a_disk_hangs_in_a_look_up(stage("ext4", off="lookout"), stage("ext4", off="lookout"))
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="no fuse-overlayfs, which is the layer that hangs")
+def test_a_layer_whose_server_is_stopped_costs_its_own_mount_and_no_other(servers: Servers) -> None:
+    """It is no disk, and may never answer: whoever waits goes free when the watchdog's patience is over."""
+    server = servers.start("patience")
+    with open_scene("ext4", server) as scene:
+        (scene.lower / "directory").mkdir()
+        below = scene.base / "below"
+        below.mkdir()
+        layer = subprocess.Popen(["fuse-overlayfs", "-f", "-o", f"lowerdir={scene.lower}", below])
+        try:
+            wait_until(lambda: os.path.ismount(below), "the layer is mounted")
+            overlay, options = scene.make()
+            server.client.mount(str(overlay.target), options.replace(str(scene.lower), str(below)))
+            patient = scene.container()
+            healthy = scene.overlay()
+            layer.send_signal(signal.SIGSTOP)
+            patient.begin("open", str(overlay.target / "directory" / "file"), os.O_RDONLY)
+            assert patient.waits(0.5)
+            (healthy.target / "file").write_text("x")
+            assert not patient.waits(20)
+            assert patient.end() < 0
+            assert [event["mount"] for event in scene.events("given up")] == [str(overlay.target)]
+            (healthy.target / "file").write_text("y")
+        finally:
+            layer.send_signal(signal.SIGCONT)
+            mounts.umount(overlay.target, mounts.MNT_DETACH)
+            mounts.umount(below, mounts.MNT_DETACH)
+            layer.kill()
+            layer.wait()
+    server.stop()
 
 
 @pytest.mark.timeout(90)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from overt.host import mounts
+
 from .scene import EIO, Overlay, Scene, fsync, run_overt
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -121,3 +123,18 @@ def test_unmounted_directories_can_be_mounted_again_at_once(scene: Scene) -> Non
     for _ in range(3):
         overlay.umount()
         scene.again(overlay)
+
+
+def test_what_somebody_has_mounted_over_it_is_not_unmounted_in_its_place(ext4: Scene) -> None:
+    overlay = ext4.overlay()
+    fd = mounts.new_mount("tmpfs", [])
+    mounts.attach(fd, str(overlay.target))
+    os.close(fd)
+    (overlay.target / "of-another").touch()
+    done = run_overt("umount", str(overlay.target))
+    assert done.returncode == 1
+    assert "something else is mounted over it" in done.stderr and done.stderr.count("\n") == 1
+    assert (overlay.target / "of-another").exists()
+    mounts.umount(overlay.target)
+    ext4.close(overlay.write("file"))
+    assert umount(overlay) == (0, "no error recorded")

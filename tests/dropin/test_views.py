@@ -99,9 +99,20 @@ def test_file_capabilities_are_for_the_mapped_root(place: Place) -> None:
 
 def test_copy_up_keeps_what_the_layer_has(place: Place) -> None:
     merged = place.mount(MAPPED)
-    with open(merged / "of50", "a") as file:
+    with open(merged / "of1", "a") as file:
         file.write("more\n")
-    assert owner(place.upper / "of50") == (50, 50)
+    assert owner(place.upper / "of1") == (1, 1)
+
+
+def test_what_belongs_to_nobody_in_the_mount_is_nobodys_to_change(place: Place) -> None:
+    """Least of all that of a user with the overflow id, who could make a program of another's setuid."""
+    merged = place.mount(MAPPED)
+    with pytest.raises(PermissionError):
+        open(merged / "of50", "a").close()
+    for words in (["chmod", "4755"], ["tee", "-a"]):
+        with pytest.raises(subprocess.CalledProcessError):
+            as_user(OVERFLOW, OVERFLOW, *words, str(merged / "of50"))
+    assert not (place.upper / "of50").exists()
 
 
 @pytest.mark.parametrize(

@@ -387,3 +387,22 @@ def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[...
         "strictatime": {"upper-dir", "upper-file"}, "ro": set(),
     }  # fmt: skip
     assert changed == expected[option]
+
+
+def test_whoever_opens_a_copied_up_file_by_another_of_its_names_gets_the_copy(data_layers: Layers) -> None:
+    """Also the thread that was once sent to look the name up again, and a mapping too."""
+    (data_layers.lower / "a").write_bytes(b"old\n")
+    root = data_layers.mount()
+    held = os.open(root / "a", os.O_RDONLY)
+    os.read(held, 4)
+    os.chmod(root / "a", 0o600)
+    os.link(root / "a", root / "b")
+    for words in (b"new\n", b"NEW\n"):
+        fd = os.open(root / "a", os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, words)
+        os.close(fd)
+    fd = os.open(root / "b", os.O_RDONLY)
+    with mmap.mmap(fd, 4, prot=mmap.PROT_READ) as mapping:
+        assert (mapping[:], os.read(fd, 4)) == (b"NEW\n", b"NEW\n")
+    os.close(fd)
+    os.close(held)

@@ -58,6 +58,11 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
     libc.setfsuid(uid)
 
 
+def filesystem_ids() -> tuple[int, int]:
+    """The ids that files are made with, (uid, gid), of the calling thread; -1 sets nothing (setfsuid(2))."""
+    return libc.setfsuid(-1) & 0xFFFFFFFF, libc.setfsgid(-1) & 0xFFFFFFFF
+
+
 def in_user_namespace() -> bool:
     """Whether this process is in another user namespace than the first one: its uids are mapped then."""
     with open("/proc/self/uid_map") as file:

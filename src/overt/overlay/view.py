@@ -1,8 +1,10 @@
 """How files are shown: a mount that shows other owners, link counts or xattrs than its layers have.
 
 What fuse-overlayfs can do and kernel overlayfs cannot. *stored* is what a layer has, *shown* is what a program in the
-mount sees. An id that no range has is shown, and stored, as the overflow id (as fuse-overlayfs does; a mount that
-refused it could not be written to by the host's root, and who builds images writes as that).
+mount sees. An id that no range has is shown as none: to the kernel such a file has no owner, and stat(2) says the
+overflow id. (fuse-overlayfs shows the overflow id itself, which is an id: whoever has it would own all these files.)
+On the way in it is stored as the overflow id, which is shown as itself: what the host's root makes who starts a
+container, say.
 """
 
 import struct
@@ -11,7 +13,8 @@ from typing import NamedTuple
 
 OVERFLOW = 65534
 _IDS = 1 << 32
-_NO_ID = _IDS - 1
+NO_ID = _IDS - 1
+"""what the kernel takes for nobody's, (uid_t)-1"""
 
 VALUES = ("uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "timeout", "noxattrs", "context")
 FLAGS = ("squash_to_root", "static_nlink", "noacl")
@@ -82,13 +85,15 @@ def _ranges(key: str, text: str) -> tuple[Range, ...]:
     if not all(word.isdecimal() and int(word) < _IDS for word in words) or len(words) % 3:
         raise ValueError(f"{key}={text}: not STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...], in numbers")
     numbers = [int(word) for word in words]
+    if any(max(numbers[at : at + 2]) + numbers[at + 2] > NO_ID for at in range(0, len(numbers), 3)):
+        raise ValueError(f"{key}={text}: a range ends above {NO_ID - 1}, the highest id")
     return tuple(Range(*numbers[start : start + 3]) for start in range(0, len(numbers), 3))
 
 
 def _id(key: str, values: Mapping[str, str], otherwise: int | None) -> int | None:
     if key not in values:
         return otherwise
-    if not values[key].isdecimal() or int(values[key]) >= _NO_ID:
+    if not values[key].isdecimal() or int(values[key]) >= NO_ID:
         raise ValueError(f"{key}={values[key]}: not the number of a user or group")
     return int(values[key])
 
@@ -125,7 +130,7 @@ class IdMap:
         for start, shown, length in self._ranges:
             if start <= stored < start + length:
                 return shown + stored - start
-        return OVERFLOW if self._ranges else stored
+        return stored if not self._ranges or stored == OVERFLOW else NO_ID
 
     def stored(self, shown: int) -> int:
         """What an id of the mount's users is in a layer; a squashed mount takes its users' ids as they are."""
@@ -147,11 +152,13 @@ _CAP_SIZE_2, _CAP_SIZE_3 = 20, 24
 
 
 def acl(value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) -> bytes:
-    """An access control list with its ids translated."""
+    """An access control list with its ids translated; entries for nobody are left out."""
     entries = []
     for tag, permissions, number in _ACL_ENTRY.iter_unpack(value[4 : 4 + (len(value) - 4) // 8 * 8]):
-        translated = uid(number) if tag == _ACL_USER else gid(number) if tag == _ACL_GROUP else number
-        entries.append(_ACL_ENTRY.pack(tag, permissions, translated))
+        named = tag in (_ACL_USER, _ACL_GROUP)
+        translated = number if not named else uid(number) if tag == _ACL_USER else gid(number)
+        if not named or translated != NO_ID:
+            entries.append(_ACL_ENTRY.pack(tag, permissions, translated))
     return value[:4] + b"".join(entries)
 
 

@@ -12,7 +12,7 @@ from overt.overlay import marks
 from overt.server import identity
 from overt.server.caller import groups_of
 from overt.server.mount import UNTIL_ASKED, Mount, whole
-from overt.tree.copyup import copy_up
+from overt.tree.copyup import copy_up, data_key
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
@@ -60,9 +60,11 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     node = tree.node(request.nodeid)
     if not valid & _CHANGES and request.uid:
         _must_be_allowed_to_drop_privileges(tree, node, request)
+    if valid & fuse.FATTR_MODE and stat.S_ISLNK(node.mode):  # older kernels pass it on, and chmod(2) would follow
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     identity.become_root()
     sized = bool(valid & fuse.FATTR_SIZE)
-    copy_up(tree, node, size if sized else None, data=sized)
+    copy_up(tree, node, size if sized else None, data=sized or mount.waits_for(data_key(node)))
     if valid & fuse.FATTR_SIZE:
         _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
     # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel
@@ -192,7 +194,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    copy_up(tree, node)
+    copy_up(tree, node, data=mount.waits_for(data_key(node)))
     node.xattrs = None
     name, flags = marks.stored(tree.prefix, request.name), request.arg[1]
     os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
@@ -212,7 +214,7 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     name = marks.stored(tree.prefix, request.name)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
         os.getxattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
-    copy_up(tree, node)
+    copy_up(tree, node, data=mount.waits_for(data_key(node)))
     node.xattrs = None
     os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
     tree.touched(node)

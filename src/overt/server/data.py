@@ -29,6 +29,7 @@ import fcntl
 import os
 import stat
 import threading
+import time
 
 from overt.fuse import notify
 from overt.fuse.request import Request
@@ -48,6 +49,8 @@ Reply = bytes | memoryview | None
 # The kernel does these itself, in front of us; a descriptor that had them would do them twice.
 _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
 _SYNC = os.O_SYNC | os.O_DSYNC
+_SOON = 1.0
+"""seconds in which the kernel opens again what was refused with ESTALE"""
 _PILE = 32
 """how many released files may wait to be closed"""
 
@@ -88,7 +91,11 @@ def open_(mount: Mount, request: Request) -> Reply:
     if backing is not None and backing.layer != (node.data or node).layer:
         tree.renumber(node)
         node.backing = None
-    below = _below(node, request) if request.nodeid != node.id else None
+    below = None
+    if request.nodeid != node.id:
+        below = _below(node, request)
+    elif node.refused:
+        node.refused.pop(request.pid, None)  # whoever was sent to look the name up has done so
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
         drop_privileges(tree, node, request)
@@ -105,12 +112,13 @@ def _below(node: Node, request: Request) -> Backing | None:
     else:
         return None
     if node.refused is None:
-        node.refused = set()
-    if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC and request.pid in node.refused:
-        node.refused.discard(request.pid)  # once more, and no look-up between: there is no name on this way
-        backing: Backing = handle.backing
+        node.refused = {}
+    now = time.monotonic()
+    again = request.pid and now - node.refused.pop(request.pid, -_SOON) < _SOON
+    if again and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+        backing: Backing = handle.backing  # and no look-up between: there is no name on this way
         return backing
-    node.refused.add(request.pid)
+    node.refused[request.pid] = now
     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 

@@ -22,6 +22,7 @@ mount it takes up *before* it looks whether it still leads; the lookout ends the
 is. One of the two sees the other.
 """
 
+import contextlib
 import errno
 import os
 import select
@@ -58,7 +59,7 @@ Call = Callable[[], None]
 class _Turn:
     """The time for which one thread leads."""
 
-    __slots__ = ("calls", "ended", "idle", "leader", "serving", "since", "steps", "working", "works")
+    __slots__ = ("calls", "ended", "ended_at", "idle", "leader", "serving", "since", "steps", "working", "works")
 
     def __init__(self) -> None:
         self.leader = threading.get_native_id()
@@ -73,6 +74,7 @@ class _Turn:
         self.works = 0
         """how often it has"""
         self.ended = False
+        self.ended_at = 0.0
         self.calls: list[Call] = []
         """what was posted since it ended for the mount that it keeps"""
 
@@ -111,6 +113,12 @@ class Engine:
     def leader(self) -> int:
         """The id of the thread that leads."""
         return self._turn.leader
+
+    def kept(self, seconds: float) -> list[tuple[Mount, int]]:
+        """The mounts that a request has kept for so long, each with the id of the thread that it keeps."""
+        with self._hands:
+            since = monotonic() - seconds
+            return [(mount, turn.leader) for mount, turn in self._kept.items() if turn.ended_at < since]
 
     def post(self, call: Call, mount: Mount | None = None) -> None:
         """Have `call` made by the loop, `mount` being the one whose tree it uses; any thread."""
@@ -163,7 +171,8 @@ class Engine:
                 if mount is not None:
                     self._take_up(turn, mount, buffer, alone=len(ready) == 1)
                 elif fd == self._wake:
-                    os.eventfd_read(self._wake)
+                    with contextlib.suppress(BlockingIOError):  # one who was replaced has read it
+                        os.eventfd_read(self._wake)
                     self._make_calls(turn)
                 else:
                     self._call(self._watched[fd])
@@ -182,7 +191,10 @@ class Engine:
             else:
                 overdue = beat and not turn.idle and seen == (turn, turn.steps)
             if overdue:
-                self._replace(turn)
+                try:
+                    self._replace(turn)
+                except Exception:  # whatever it is, somebody has to lead
+                    self.events.crash("replacing the engine's leader")
                 self._lead()
                 return
             near = turn.working is not None or turn.works != works
@@ -197,9 +209,10 @@ class Engine:
     def _replace(self, turn: _Turn) -> None:
         with self._hands:
             turn.ended = True
+            turn.ended_at = monotonic()
             self.replaced += 1
             mount, pool = turn.serving, turn.working
-            if mount is not None and self.mounts.get(mount.fd) is mount:
+            if mount is not None and mount not in self._kept and self.mounts.get(mount.fd) is mount:
                 self._kept[mount] = turn
                 self._epoll.unregister(mount.fd)
             if pool is not None:
@@ -288,11 +301,16 @@ class Engine:
             turn.serving = mount
 
     def _make_calls(self, turn: _Turn) -> None:
-        while self._posted and not turn.ended:
-            mount, call = self._posted.popleft()
+        while not turn.ended:
+            try:
+                mount, call = self._posted.popleft()
+            except IndexError:
+                return
             if mount is None:
+                turn.steps += 1
                 self._call(call)
                 continue
+            turn.steps += 1
             turn.serving = mount
             with self._hands:
                 keeper = self._kept.get(mount)

@@ -7,12 +7,13 @@ Capabilities stay (SECBIT_NO_SETUID_FIXUP): what the caller may do was decided b
 (default_permissions), as overlayfs decides it before it acts with the mounter's credentials.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overt.host.process import CLONE_FS, set_filesystem_ids, unshare
+from overt.host.process import CLONE_FS, filesystem_ids, set_filesystem_ids, unshare
 
 
 class _Thread(threading.local):
@@ -34,11 +35,15 @@ def own_umask() -> None:
 
 
 def act_as(uid: int, gid: int) -> None:
-    """Use space as this user from here on."""
+    """Use space as this user from here on; EOVERFLOW for one that this user namespace does not have."""
     me = _me
     if uid != me.uid or gid != me.gid:
         set_filesystem_ids(uid, gid)
         me.uid, me.gid = uid, gid
+        if filesystem_ids() != (uid, gid):  # setfsuid(2) does not say so
+            set_filesystem_ids(0, 0)
+            me.uid = me.gid = 0
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
 
 
 def become(uid: int, gid: int, umask: int) -> None:

@@ -15,7 +15,7 @@ from overt.server.events import Events
 from overt.server.identity import become_myself
 from overt.server.layers import Refusal
 from overt.server.service import Service
-from overt.server.watchdog import Watchdog
+from overt.server.watchdog import PATIENCE, Watchdog
 
 _LAST_REQUESTS = 3.0
 """seconds for the kernel to say that unmounted mounts are gone"""
@@ -47,9 +47,14 @@ def serve(
         process.keep_capabilities_across_setfsuid()
         process.keep_capabilities(CAPABILITIES)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    service = Service(events, watchdog, min(descriptors // 2, 1 << 16))
+    service = Service(events, watchdog, min(descriptors // 4, 1 << 16))
     engine = service.engine
-    engine.watch(watchdog.fd, lambda: watchdog.answer(engine.leader))
+
+    def live() -> None:
+        watchdog.answer(engine.leader)
+        service.give_up(PATIENCE)
+
+    engine.watch(watchdog.fd, live)
     for place in registry.clear_dead():
         events.say("cleared a dead mount", mount=place)
 

@@ -131,6 +131,8 @@ class Mount:
         self.serve_hidden: Handler = _nobody
         self.refused = ""
         """why nothing came of the negotiation with the kernel"""
+        self.given_up = False
+        """whether its connection was aborted because a request did not get on"""
         self.gone = False
         """whether the kernel is done with it"""
         self.due: Work | None = None
@@ -274,6 +276,10 @@ class Mount:
         self.begin()
         self._have_done(work)
 
+    def waits_for(self, key: object) -> bool:
+        """Whether the work that `key` names is under way (`Later`)."""
+        return key in self._waiting
+
     def _resume(self, later: Later, result: object) -> None:
         try:
             if self.gone:  # nobody waits any more
@@ -357,7 +363,10 @@ class Mount:
             self._closed = True
         for handle in [*self.handles.values(), *self.released]:
             if handle.fd >= 0:
-                os.close(handle.fd)
+                try:
+                    os.close(handle.fd)
+                except OSError as error:  # of a layer that says so at last; the descriptor is gone all the same
+                    self.events.say("close failed", mount=self.target, why=str(error))
         self.handles.clear()
         os.close(self.fd)
         self.tree.close()

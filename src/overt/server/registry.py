@@ -13,12 +13,14 @@ import itertools
 import os
 import re
 import socket
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from overt.host import mounts
 
 _RUN = Path("/run")
+_TEMPORARY = Path("/tmp")
 
 
 def directory() -> Path:
@@ -27,10 +29,18 @@ def directory() -> Path:
     # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
     if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
         path = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}")) / "overt"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
+    if path.is_relative_to(_TEMPORARY):  # where anybody could have made it, or a link in its place
+        _own(path.parent)
+    _own(path)
     return path
+
+
+def _own(path: Path) -> None:
+    """Make a directory if it is not there; PermissionError if it is somebody else's, or none."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    st = path.lstat()
+    if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode):
+        raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
 
 
 def well_known() -> Path:

@@ -25,7 +25,7 @@ from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
 from overt.server.viewed import ViewedMount
-from overt.server.watchdog import Watchdog
+from overt.server.watchdog import Watchdog, abort, is_stuck
 from overt.tree.images import ImageTree
 from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
@@ -34,6 +34,8 @@ _START = 10.0
 """seconds for the kernel to begin to talk"""
 _LAST_SERVED, _PLAIN = 10.0, 0.2
 """seconds for an unmounted mount to be closed: when the kernel has said goodbye (DESTROY), and where it never does"""
+_CLOSING = 60.0
+"""seconds in which everything is unmounted, when the server ends"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
 _SHOWN = 20
@@ -127,6 +129,10 @@ class Service:
                 if options.unseen == "refuse":
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
+            tree = (ImageTree if options.whiteout_files else Tree)(
+                layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
+                metacopy=options.metacopy, data=layers.data,
+            )  # fmt: skip
             connection = connect(options)
         except BaseException:
             if upper is not None and account is not None:
@@ -135,10 +141,6 @@ class Service:
                 remove_work(base)
             layers.close()
             raise
-        tree = (ImageTree if options.whiteout_files else Tree)(
-            layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
-            metacopy=options.metacopy, data=layers.data,
-        )  # fmt: skip
         kind = ViewedMount if options.view.changes else Mount
         with self._lock:
             pool = self._pool(upper)
@@ -157,11 +159,15 @@ class Service:
             raise Refusal(f"mount: {error.strerror}") from None
         finally:
             self.engine.add(mount)
-        if not mount.device:
-            mount.device = os.fstat(connection.mount).st_dev
-        self._find_out_about_syncfs(mount, connection.mount)
-        if mount.passthrough and upper is not None:
-            mount.passthrough = self._grants_passthrough(mount, upper)
+        try:
+            if not mount.device:
+                mount.device = os.fstat(connection.mount).st_dev
+            self._find_out_about_syncfs(mount, connection.mount)
+            if mount.passthrough and upper is not None:
+                mount.passthrough = self._grants_passthrough(mount, upper)
+        except BaseException:
+            os.close(connection.mount)
+            raise
         self._tell_watchdog(self.watchdog.guard, mount)
         self.events.say(
             "mounted", mount=target, kind=mount.kind, passthrough=mount.passthrough, volatile=mount.volatile
@@ -314,9 +320,30 @@ class Service:
         return found
 
     def close(self) -> list[str]:
-        """Unmount everything, lazily what is busy; return what could not be unmounted, a line each."""
-        problems = []
-        for mount in list(self.mounts):
+        """Unmount everything, lazily what is busy; return what could not be unmounted, a line each.
+
+        A disk that does not answer keeps nobody from unmounting what is on another one, and us for a while only.
+        """
+        live = list(self.mounts)
+        problems: list[str] = []
+        uppers = {mount.upper for mount in live}
+        threads = [
+            threading.Thread(target=self._close, args=([mount for mount in live if mount.upper is upper], problems))
+            for upper in uppers
+        ]
+        deadline = time.monotonic() + _CLOSING
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            problems += [f"{mount.target}: no answer from its disk: may be lost" for mount in live if mount.placed]
+        return problems
+
+    def _close(self, own: list[Mount], problems: list[str]) -> None:
+        """Unmount all that is on one upper."""
+        for mount in own:
             try:
                 if mount.placed and os.path.ismount(mount.target):
                     self._unmount(mount)
@@ -324,9 +351,9 @@ class Service:
                     self.events.say("left", **self.record(mount))
             except OSError as error:
                 problems.append(f"{mount.target}: {error}: detached while in use")
-                with contextlib.suppress(OSError):  # said above
-                    mounts.umount(mount.target, mounts.MNT_DETACH)
-        return problems
+                if not _is_covered(mount):
+                    with contextlib.suppress(OSError):  # said above
+                        mounts.umount(mount.target, mounts.MNT_DETACH)
 
     # What happens
 
@@ -335,6 +362,17 @@ class Service:
             call(mount.device)
         except OSError as error:
             self.events.say("the watchdog is gone", mount=mount.target, why=str(error))
+
+    def give_up(self, seconds: float) -> None:
+        """Abort mounts that a request has kept for so long, unless it waits for a disk: their users go free."""
+        for mount, thread in self.engine.kept(seconds):
+            if not mount.given_up and is_stuck(thread):
+                mount.given_up = True
+                try:
+                    abort(mount.device)
+                    self.events.say("given up", mount=mount.target, why=f"a request has not got on for {seconds:g} s")
+                except OSError as error:
+                    self.events.say("cannot be given up", mount=mount.target, why=str(error))
 
     def _gone(self, mount: Mount) -> None:
         if mount.registered:
@@ -386,8 +424,18 @@ class Service:
         return "\n".join(json.dumps(entry) for entry in list(self.events.record))
 
 
+def _is_covered(mount: Mount) -> bool:
+    """Whether something else is mounted over it, which umount(2) would take away instead."""
+    try:
+        return os.stat(mount.target).st_dev != mount.device
+    except OSError:  # its own error: the connection was aborted, or the upper has shut down
+        return False
+
+
 def _take_down(mount: Mount) -> None:
     """umount(2); while an error is being put on the mount's cursor we are the ones who keep it busy."""
+    if _is_covered(mount):
+        raise OSError(errno.EBUSY, "something else is mounted over it: unmount that first", mount.target)
     try:
         mounts.umount(mount.target)
     except OSError as error:

@@ -4,7 +4,8 @@ A stopped FUSE server blocks everybody who touches its mounts, umount(2) and any
 asks the engine's loop for a sign of life every few seconds. Without one it looks at what the thread does that led the
 loop last: waiting on a disk is no fault of the server's, however long. Stopped, looping, or waiting on a FUSE mount,
 which may be its own or a slow layer, it has until the patience is over; then the connections are aborted and it is
-killed.
+killed. Where the loop goes on without a thread that is so kept (server/engine.py), the server aborts by itself the one
+connection that keeps it (`is_stuck`, `abort`).
 
 It ends after its server, when the socket between them closes, and never before. A process that is killed as the last
 of its mount namespace takes the mounts down before its descriptors are closed: it would say goodbye (DESTROY) to
@@ -25,7 +26,7 @@ from overt.host import mounts
 
 _PERIOD = 10.0
 """seconds between two questions"""
-_PATIENCE = 30.0
+PATIENCE = 30.0
 """seconds without an answer"""
 _ADD, _DROP, _ASK = b"+", b"-", b"?"
 _MESSAGE = struct.Struct("=cQ")
@@ -47,7 +48,7 @@ def _keep_only(fd: int, *, stderr: bool) -> None:
 class Watchdog:
     """The server's end. `fd` becomes readable when the loop is asked for a sign of life: call `answer`."""
 
-    def __init__(self, *, foreground: bool, period: float = _PERIOD, patience: float = _PATIENCE) -> None:
+    def __init__(self, *, foreground: bool, period: float = _PERIOD, patience: float = PATIENCE) -> None:
         """Fork the watchdog: before any thread is started. `foreground`: report to standard error, not to syslog(3).
 
         `period` and `patience` are in seconds.
@@ -83,10 +84,8 @@ class Watchdog:
         self._send(_DROP, device)
 
     def _send(self, verb: bytes, device: int) -> None:
-        # /sys/fs/fuse/connections names a connection by the kernel's own form of its device number.
-        number = os.major(device) << 20 | os.minor(device) if device else 0
         self._socket.setblocking(True)
-        self._socket.send(_MESSAGE.pack(verb, number))
+        self._socket.send(_MESSAGE.pack(verb, _number(device)))
         self._socket.setblocking(False)
 
     def close(self) -> None:
@@ -152,6 +151,22 @@ def _on_a_disk(thread: int, waits: str) -> bool:
             return file.read().rpartition(")")[2].split()[0] == "D" and "fuse" not in waits
     except OSError:
         return False
+
+
+def is_stuck(thread: int) -> bool:
+    """Whether a thread of this process that does not get on is to be given up: it does not wait for a disk."""
+    return not _on_a_disk(thread, _where(thread))
+
+
+def abort(device: int) -> None:
+    """End the connection of a FUSE mount (its st_dev): whoever waits for it is answered with ECONNABORTED. OSError."""
+    with open(f"{_connections()}/{_number(device)}/abort", "w") as file:
+        file.write("1")
+
+
+def _number(device: int) -> int:
+    """/sys/fs/fuse/connections names a connection by the kernel's own form of its device number."""
+    return os.major(device) << 20 | os.minor(device) if device else 0
 
 
 def _to_stderr(line: str) -> None:

@@ -225,6 +225,11 @@ def _copy(
     return copy
 
 
+def data_key(node: Node) -> tuple[Node, int]:
+    """What names the fetching of a file's data. Its attributes must not change meanwhile: they are put back."""
+    return node, _DATA
+
+
 def _fetch(tree: Tree, node: Node) -> None:
     """Give a file of the upper the data that it was copied up without (ovl_copy_up_meta_inode_data).
 
@@ -232,7 +237,7 @@ def _fetch(tree: Tree, node: Node) -> None:
     or an error before that leaves the data where it was. All of it comes, also for one who is about to cut it off: two
     who wait may want different parts, and he who cuts may fail.
     """
-    key = node, _DATA
+    key = data_key(node)
     target = tree.prepared.pop(key, None)
     if not isinstance(target, int):
         st = tree.stat(node)
@@ -276,9 +281,11 @@ def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
             capability = None
-        _copy_data(source, target, st.st_size)
-        if capability is not None:  # writing has taken it away
-            os.setxattr(target, _CAPABILITY, capability)
+        try:
+            _copy_data(source, target, st.st_size)
+        finally:
+            if capability is not None:  # writing has taken it away
+                os.setxattr(target, _CAPABILITY, capability)
         os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
         if flush:
             os.fsync(target)

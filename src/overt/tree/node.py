@@ -75,8 +75,8 @@ class Node:
         """further known names, beside `parent` and `name`"""
         self.stale: dict[int, int] | None = None
         """numbers that this file had before, and how often the kernel still counts them"""
-        self.refused: set[int] | None = None
-        """threads that were sent to look the name up again, for the old number is open on a lower layer"""
+        self.refused: dict[int, float] | None = None
+        """threads that were sent to look the name up again, for the old number is open on a lower layer, and when"""
         self.listing: Any = None
         self.misses = 0
         """look-ups of this merged directory that had to ask its layers"""
