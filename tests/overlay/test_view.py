@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from overt.overlay import view
 from overt.overlay.options import OptionError, parse
-from overt.overlay.view import OVERFLOW, IdMap, Range, View, from_fields
+from overt.overlay.view import NO_ID, OVERFLOW, IdMap, Range, View, from_fields
 
 LAYERS = "lowerdir=/l,upperdir=/u,workdir=/w"
 PODMAN = (Range(0, 1000, 1), Range(1, 110000, 65536))
@@ -57,8 +57,10 @@ def test_refused_in_words_that_name_it(text: str) -> None:
 
 def test_ranges_both_ways() -> None:
     ids = IdMap(PODMAN, None)
-    assert [ids.shown(number) for number in (0, 1, 65536, 65537)] == [1000, 110000, 175535, OVERFLOW]
+    assert [ids.shown(number) for number in (0, 1, 65536, 65537, 1 << 20)] == [1000, 110000, 175535, NO_ID, NO_ID]
     assert [ids.stored(number) for number in (1000, 110000, 175535, 0)] == [0, 1, 65536, OVERFLOW]
+    few = IdMap((Range(0, 1000, 1),), None)
+    assert few.shown(few.stored(5)) == OVERFLOW, "what somebody without a range has made is his who has none"
 
 
 def test_a_squashed_id_is_stored_as_it_comes() -> None:
