@@ -75,6 +75,12 @@ def make(oci: Path, plain: Path, dice: random.Random, depth: int = 0) -> None:
         elif kind == "whiteout":
             (oci / f".wh.{name}").touch()
             os.mknod(plain / name, 0o020000, 0)
+        elif kind == "directory" and depth < 2 and dice.random() < 0.2:
+            # Beside its whiteout in one layer: gone, as docs/decisions/0013 has it, and fuse-overlayfs.
+            (oci / name).mkdir()
+            (oci / name / NAMES[0]).touch()
+            (oci / f".wh.{name}").touch()
+            os.mknod(plain / name, 0o020000, 0)
         elif kind == "directory" and depth < 2:
             make(oci / name, plain / name, dice, depth + 1)
 

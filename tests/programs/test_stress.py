@@ -22,8 +22,6 @@ EXCLUDED = {"binderfs", "bind-mount", "eventfd", "io", "ioprio", "procfs"}
 APART = {"fanotify"}
 # The ones that write much by default: a gigabyte each.
 BOUNDED = [f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file")]
-# Each open file is one of the server's, too, and where root may not raise its limits both have the same.
-BOUNDED.append("--open-max=8192")
 
 
 def stressors() -> list[str]:
