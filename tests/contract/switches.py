@@ -332,3 +332,10 @@ def naming() -> None:
     from overt.server import syncing
 
     syncing.NAMED = 2
+
+
+def closing() -> None:
+    """Little time for everything to be unmounted in when the server ends: a parameter."""
+    from overt.server import service
+
+    service._CLOSING = 2.0

@@ -5,6 +5,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,42 @@ def test_a_disk_that_hangs_in_an_fsync_keeps_not_even_the_other_files_of_that_mo
     assert asking.end() == 0
     still_there = asking.open(overlay.target / "file", CREATE)
     assert [asking.fsync(still_there), asking.syncfs(still_there)] == [0, 0]
+
+
+# The end
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is over, but for threads of it that wait for a disk."""
+    return " (zombie)" in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_ends_unmounts_what_is_not_on_the_disk_that_hangs_and_is_not_kept_by_it(servers: Servers) -> None:
+    server = servers.start("closing")
+    with open_scene("ext4", server) as sick, open_scene("ext4", server) as well:
+        ill, healthy = [sick.overlay() for _ in range(2)], [well.overlay() for _ in range(3)]
+        for overlay in (*ill, *healthy):
+            overlay.scene.close(overlay.write("file"))
+        sick.disk.hang()
+        try:
+            begun = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not any(os.path.ismount(each.target) for each in healthy), "they are unmounted", SOON)
+            assert well.disk.marker in well.disk.snapshot(durable=True)
+            wait_until(lambda: has_ended(server.pid), "the server ends within its bound")
+            assert 2 <= time.monotonic() - begun < 10
+            assert not server.socket.exists()
+        finally:
+            sick.disk.resume()
+            for overlay in ill:
+                mounts.umount(overlay.target, mounts.MNT_DETACH)
+            sick.overlays.clear()
+            well.overlays.clear()
+        assert server.process.wait(SOON) == 1
+        server.client.close()
+        log = server.log.read_text()
+        assert all(f"{overlay.target}: no answer from its disk: may be lost" in log for overlay in ill)
 
 
 def at_work(place: Path, name: str, rounds: int) -> None:
