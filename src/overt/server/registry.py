@@ -82,7 +82,13 @@ def enter(device: int, target: str) -> str:
     """Note that this process serves the mount at `target`; return the file that says so, for `remove`."""
     name = f"{os.major(device)}:{os.minor(device)}.{os.getpid()}.{next(_numbers)}"
     file = directory() / name
-    file.write_bytes(os.fsencode(target))
+    unready = file.with_name(name.replace(":", "-") + ".unready")
+    try:
+        unready.write_bytes(os.fsencode(target))
+        unready.rename(file)
+    except OSError:  # no room, say
+        unready.unlink(missing_ok=True)
+        raise
     return str(file)
 
 
