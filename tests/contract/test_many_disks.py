@@ -85,6 +85,35 @@ def test_without_a_lookout_it_keeps_everybody(stage: Stage) -> None:
 
 
 @pytest.mark.timeout(90)
+def test_a_mount_that_is_kept_again_and_again_is_served_in_between(stage: Stage) -> None:
+    """While a look-up keeps it, copies that others have made for it are done, and wait for it to be let go."""
+    sick, well = stage("ext4"), stage("ext4")
+    for number in range(4):
+        (sick.lower / f"large-{number}").write_bytes(os.urandom(1 << 20))
+    ill = with_files(sick)
+    patients = [sick.container() for _ in range(3)]
+    healthy, neighbour = well.overlay(), well.container()
+    for number in range(4):
+        before = sick.server.client.status()["leaders_replaced"]
+        forget_what_was_read(sick)
+        sick.disk.hang()
+        try:
+            patients[0].begin("open", str(ill.target / f"large-{number}"), os.O_RDWR)  # which copies it up, and flushes
+            patients[1].begin("open", str(ill.target / "directory" / f"a-file-with-a-long-name-{number}"), os.O_RDONLY)
+            assert patients[1].waits(0.3)
+            patients[2].begin("open", str(ill.target / "directory"), os.O_RDONLY)
+            for name in range(3):
+                neighbour.begin("open", str(healthy.target / f"new-{number}-{name}"), CREATE)
+                assert not neighbour.waits(SOON), "somebody else's disk keeps us"
+                assert neighbour.end() > 0
+        finally:
+            sick.disk.resume()
+        assert all(patient.end() > 0 for patient in patients)
+        assert sick.server.client.status()["leaders_replaced"] > before
+        still_served(patients[0], ill)
+
+
+@pytest.mark.timeout(90)
 @pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="no fuse-overlayfs, which is the layer that hangs")
 def test_a_layer_whose_server_is_stopped_costs_its_own_mount_and_no_other(servers: Servers) -> None:
     """It is no disk, and may never answer: whoever waits goes free when the watchdog's patience is over."""
