@@ -40,6 +40,10 @@ def loop_devices(place: Path) -> list[str]:
     return [device for number in range(256) if loop_inode(device := f"/dev/loop{number}") in pages]
 
 
+def as_before(server: Server, before: dict[str, object]) -> None:
+    wait_until(lambda: present(server) == before, f"as it was: {before}, {present(server)}", 5)
+
+
 @contextmanager
 def full_registry(*, inodes: bool) -> Iterator[None]:
     """Another one, with the sockets that are there, and with room for no more files, or for no more bytes."""
@@ -74,7 +78,7 @@ def test_where_the_registry_is_full(servers: Servers, inodes: bool) -> None:
                 with pytest.raises(ServerError, match="No space left"):
                     server.client.mount(str(overlay.target), options + extra)
             assert os.listdir(registry.directory()) == listed
-        wait_until(lambda: present(server) == before, f"as it was: {before}, {present(server)}", 5)
+        as_before(server, before)
         assert os.listdir(overlay.work) == []
         scene.again(overlay)
     server.stop()
@@ -85,7 +89,7 @@ def fails_and_leaves_nothing(server: Server, overlay: Overlay, options: str, tar
         before = present(server)
         with pytest.raises(ServerError, match=words):
             server.client.mount(str(target), options + extra)
-        wait_until(lambda: present(server) == before, f"as it was: {before}, {present(server)}", 5)
+        as_before(server, before)
         assert os.listdir(overlay.work) == os.listdir(overlay.upper) == []
 
 
@@ -119,7 +123,7 @@ def test_wherever_descriptors_run_out(servers: Servers) -> None:
         refusals = []
         lowest = present(server)
         for spare in range(60):
-            wait_until(lambda: present(server) == lowest, f"as it was: {lowest}, {present(server)}", 5)
+            as_before(server, lowest)
             used = set(map(int, os.listdir(f"/proc/{server.pid}/fd")))
             free = [number for number in range(1000) if number not in used]
             resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (free[spare], limits[1]))
@@ -130,7 +134,10 @@ def test_wherever_descriptors_run_out(servers: Servers) -> None:
                 refusals.append(str(refusal))
             finally:
                 resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
-            assert os.listdir(overlay.work) == os.listdir(overlay.upper) == [], (refusals[-1], list(overlay.work.rglob("*")))
+            assert os.listdir(overlay.work) == os.listdir(overlay.upper) == [], (
+                refusals[-1],
+                list(overlay.work.rglob("*")),
+            )
         scene.overlays.append(overlay)
         assert (overlay.target / "file").read_text() == "x"
         assert len(refusals) > 8
@@ -141,6 +148,6 @@ def test_wherever_descriptors_run_out(servers: Servers) -> None:
 
 def test_an_upper_is_free_again_though_the_workdir_beside_it_is_in_use(ext4: Scene) -> None:
     other, (overlay, options) = ext4.overlay(), ext4.make()
-    with pytest.raises(ServerError, match="workdir .* in use by another overt mount"):
+    with pytest.raises(ServerError, match=r"workdir .* in use by another overt mount"):
         ext4.server.client.mount(str(overlay.target), options.replace(str(overlay.work), str(other.work)))
     ext4.again(overlay)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .layer_server import BODY, NAMES, layer
-from .scene import EIO, Overlay, Scene, wait_until
+from .scene import Overlay, Scene, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
