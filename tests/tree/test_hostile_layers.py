@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import os
+import random
+import select
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +247,125 @@ def test_a_file_that_becomes_a_fifo_behind_our_back_does_not_stop_the_server(lay
         with contextlib.suppress(OSError):
             os.close(os.open(root / "file", flags))
     (root / "other").write_text("the server lives")
+
+
+def meddle(layer: Path, seed: int, stop: int) -> None:
+    """Change a layer as nobody should who has mounted it, until `stop` is readable; links of ours lead us nowhere."""
+    os.chroot(layer)
+    layer = Path("/")
+    chance = random.Random(seed)
+    names = [f"{directory}/{name}" for directory in ("a", "b", "a/c") for name in "xyz"] + ["a", "b", "a/c"]
+
+    def any_path() -> Path:
+        return layer / chance.choice(names)
+
+    def write() -> None:
+        fd = os.open(any_path(), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)  # it may be a FIFO
+        try:
+            os.write(fd, chance.randbytes(chance.choice((0, 10, 30_000))))
+        finally:
+            os.close(fd)
+
+    calls: list[Callable[[], object]] = [
+        write,
+        write,
+        lambda: os.unlink(any_path()),
+        lambda: os.rmdir(any_path()),
+        lambda: os.rename(any_path(), layer / f"away{chance.random()}"),
+        lambda: os.rename(any_path(), any_path()),
+        lambda: any_path().mkdir(),
+        lambda: os.truncate(any_path(), chance.choice((0, 5000))),
+        lambda: os.symlink("../../outside", any_path()),
+        lambda: os.symlink("../../outside/secret", any_path()),
+        lambda: os.mkfifo(any_path()),
+        lambda: whiteout(any_path()),
+        lambda: opaque(any_path()),
+        lambda: os.setxattr(any_path(), "trusted.overlay.redirect", b"/../outside"),
+        lambda: os.chmod(any_path(), chance.choice((0, 0o600, 0o777))),
+        lambda: os.link(any_path(), any_path()),
+    ]
+    while not select.select([stop], [], [], 0)[0]:
+        with contextlib.suppress(OSError):
+            chance.choice(calls)()
+
+
+NONSENSE = {errno.EIO, errno.EFAULT, errno.EBADF, errno.ENOSYS, errno.ENOTCONN, errno.EPROTO}
+"""what a program must not be told because somebody has changed a layer"""
+
+
+def look_around(root: Path, seed: int, seconds: float) -> set[int]:
+    """Do what programs do in a container whose root it is; the errors that came of it."""
+    os.chroot(root)
+    root = Path("/")
+    chance = random.Random(seed)
+    deadline = time.monotonic() + seconds
+    codes: set[int] = set()
+
+    def any_path() -> Path:
+        return root / chance.choice(["a", "b", "a/c"]) / chance.choice("xyz")
+
+    def read(flags: int) -> None:
+        fd = os.open(any_path(), flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                if not flags & os.O_WRONLY:
+                    assert SECRET.encode() not in os.read(fd, 100)
+                if flags != os.O_RDONLY:
+                    os.write(fd, b"overlay")
+        finally:
+            os.close(fd)
+
+    calls: list[Callable[[], object]] = [
+        lambda: read(os.O_RDONLY),
+        lambda: read(os.O_RDWR),
+        lambda: read(os.O_WRONLY | os.O_TRUNC),
+        lambda: os.listdir(any_path().parent),
+        lambda: [entry.stat(follow_symlinks=False) for entry in os.scandir(any_path().parent)],
+        lambda: os.lstat(any_path()),
+        lambda: os.listxattr(any_path(), follow_symlinks=False),
+        lambda: os.lchown(any_path(), 0, 0),
+        lambda: os.rename(any_path(), any_path()),
+        lambda: os.unlink(any_path()),
+        lambda: os.mkdir(any_path()),
+        lambda: os.rmdir(any_path()),
+        lambda: os.link(any_path(), any_path(), follow_symlinks=False),
+    ]
+    while time.monotonic() < deadline:
+        try:
+            chance.choice(calls)()
+        except OSError as error:
+            codes.add(error.errno or 0)
+    return codes
+
+
+@pytest.mark.parametrize("data", ["", "nopassthrough"])
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=pytest.mark.long)])
+def test_a_lower_layer_that_changes_all_the_time_breaks_nothing(
+    layers: Layers, outside: Path, data: str, seconds: float
+) -> None:
+    """No crash (`quiet`), no way out, and no error that a filesystem would not give."""
+    layers.options = data
+    for directory in ("a", "b", "a/c"):
+        for layer in (layers.lower, layers.upper):
+            (layer / directory).mkdir()
+        for name in "xyz":
+            (layers.lower / directory / name).write_text("lower")
+    root = layers.mount()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            meddle(layers.lower, 1, reading)
+        finally:
+            os._exit(0)
+    try:
+        codes = as_user(0, lambda: look_around(root, 2, seconds))
+    finally:
+        os.write(writing, b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(reading)
+        os.close(writing)
+    assert not codes & NONSENSE, [errno.errorcode[code] for code in codes]
+    assert untouched(outside)
+    (root / "still").write_text("served")
+    assert (layers.upper / "still").read_text() == "served"
