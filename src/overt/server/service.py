@@ -102,20 +102,22 @@ class Service:
             finally:
                 mount.end()
         except BaseException:
-            self._give_up(mount, fd)
+            self._abandon(mount, fd)
             raise
 
-    def _give_up(self, mount: Mount, fd: int) -> None:
+    def _abandon(self, mount: Mount, fd: int) -> None:
         """Let go of a mount that comes to nothing, and do not return before whoever tries again finds nothing of it."""
         base = -1
         if mount.upper is not None and mount.begin():
-            base = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount.tree.work)
+            with contextlib.suppress(OSError):  # no descriptor for it: what is left is an empty directory
+                base = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount.tree.work)
             mount.end()
         os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
         self._wait_until_gone(mount, _LAST_SERVED if mount.kind == "fuseblk" else _PLAIN)
         if base >= 0:
             try:
-                remove_work(base)
+                if mount not in self.mounts:
+                    remove_work(base)
             finally:
                 os.close(base)
 
@@ -186,7 +188,7 @@ class Service:
             if mount.passthrough and upper is not None:
                 mount.passthrough = self._grants_passthrough(mount, upper)
         except BaseException:
-            self._give_up(mount, connection.mount)
+            self._abandon(mount, connection.mount)
             raise
         self._tell_watchdog(self.watchdog.guard, mount)
         self.events.say(
