@@ -135,6 +135,7 @@ def test_a_layer_whose_server_is_stopped_costs_its_own_mount_and_no_other(server
             (healthy.target / "file").write_text("x")
             assert not patient.waits(20)
             assert patient.end() < 0
+            wait_until(lambda: scene.events("given up"), "it is said, a moment after that")
             assert [event["mount"] for event in scene.events("given up")] == [str(overlay.target)]
             (healthy.target / "file").write_text("y")
         finally:
