@@ -70,7 +70,7 @@ def registry() -> Iterator[None]:
     """A registry of the session's own: commands in these tests see no other server, and nobody sees ours."""
     place = Path("/run/overt")
     place.mkdir(exist_ok=True, mode=0o700)
-    fd = mounts.new_mount("tmpfs", [])
+    fd = mounts.new_mount("tmpfs", [("mode", "700")])
     mounts.attach(fd, str(place))
     try:
         yield

@@ -251,6 +251,10 @@ def faults(path: str) -> None:
                 return value
             return counted(name, value)
 
+        @staticmethod
+        def module_counted(name, call):
+            return counted(name, call)
+
     copyup.os = Module(os)
     copyup.fcntl = Module(copyup.fcntl)
     copyup.utimensat = counted("utimensat", copyup.utimensat)
@@ -332,3 +336,27 @@ def naming() -> None:
     from overt.server import syncing
 
     syncing.NAMED = 2
+
+
+def closing() -> None:
+    """Little time for everything to be unmounted in when the server ends: a parameter."""
+    from overt.server import service
+
+    service._CLOSING = 2.0
+
+
+def asking() -> None:
+    """setfsuid(2) is taken at its word, which is that it has succeeded."""
+    from overt.server import identity
+
+    identity.filesystem_ids = lambda: (identity._me.uid, identity._me.gid)
+
+
+def faults_of_changes(path: str) -> None:
+    """The same for the system calls that make, remove and rename names, once what is concerned is in the upper."""
+    from overt.tree import change, copyup
+
+    kept = copyup.os, copyup.fcntl, copyup.utimensat
+    faults(path)
+    change.os, (copyup.os, copyup.fcntl, copyup.utimensat) = copyup.os, kept
+    change.renameat2 = change.os.module_counted("renameat2", change.renameat2)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from overt.host import mounts
 from overt.server.client import ServerError
 
 from .conftest import Servers
-from .scene import EIO, Overlay, Scene, fsync, syncfs, told, wait_until
+from .scene import EIO, Overlay, Scene, fsync, open_scene, syncfs, told, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -200,3 +201,20 @@ def wait_told(overlay: Overlay) -> None:
     """An error is carried over as soon as it is known, not when somebody asks: give it a moment."""
     wait_until(lambda: overlay.new_syncfs() == EIO, "the error is told", 10)
     assert overlay.new_syncfs() == 0
+
+
+def test_a_server_without_descriptors_tells_by_its_answer_and_when_it_has_some_as_ever(servers: Servers) -> None:
+    server = servers.start()
+    with open_scene("ext4", server) as scene:
+        overlay = scene.overlay()
+        old = overlay.open()
+        scene.close(overlay.lose())
+        limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert [syncfs(old), syncfs(old)] == [EIO, EIO]  # the way to the cursor takes descriptors: it stays owed
+        finally:
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        assert [syncfs(old), syncfs(old), overlay.new_syncfs()] == [EIO, 0, 0]
+        assert not server.client.status()["events"].get("internal error")
+    server.stop()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,35 @@ def test_without_a_lookout_it_keeps_everybody(stage: Stage) -> None:
 
 
 @pytest.mark.timeout(90)
+def test_a_mount_that_is_kept_again_and_again_is_served_in_between(stage: Stage) -> None:
+    """While a look-up keeps it, copies that others have made for it are done, and wait for it to be let go."""
+    sick, well = stage("ext4"), stage("ext4")
+    for number in range(4):
+        (sick.lower / f"large-{number}").write_bytes(os.urandom(1 << 20))
+    ill = with_files(sick)
+    patients = [sick.container() for _ in range(3)]
+    healthy, neighbour = well.overlay(), well.container()
+    for number in range(4):
+        before = sick.server.client.status()["leaders_replaced"]
+        forget_what_was_read(sick)
+        sick.disk.hang()
+        try:
+            patients[0].begin("open", str(ill.target / f"large-{number}"), os.O_RDWR)  # which copies it up, and flushes
+            patients[1].begin("open", str(ill.target / "directory" / f"a-file-with-a-long-name-{number}"), os.O_RDONLY)
+            assert patients[1].waits(0.3)
+            patients[2].begin("open", str(ill.target / "directory"), os.O_RDONLY)
+            for name in range(3):
+                neighbour.begin("open", str(healthy.target / f"new-{number}-{name}"), CREATE)
+                assert not neighbour.waits(SOON), "somebody else's disk keeps us"
+                assert neighbour.end() > 0
+        finally:
+            sick.disk.resume()
+        assert all(patient.end() > 0 for patient in patients)
+        assert sick.server.client.status()["leaders_replaced"] > before
+        still_served(patients[0], ill)
+
+
+@pytest.mark.timeout(90)
 @pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="no fuse-overlayfs, which is the layer that hangs")
 def test_a_layer_whose_server_is_stopped_costs_its_own_mount_and_no_other(servers: Servers) -> None:
     """It is no disk, and may never answer: whoever waits goes free when the watchdog's patience is over."""
@@ -105,6 +135,7 @@ def test_a_layer_whose_server_is_stopped_costs_its_own_mount_and_no_other(server
             (healthy.target / "file").write_text("x")
             assert not patient.waits(20)
             assert patient.end() < 0
+            wait_until(lambda: scene.events("given up"), "it is said, a moment after that")
             assert [event["mount"] for event in scene.events("given up")] == [str(overlay.target)]
             (healthy.target / "file").write_text("y")
         finally:
@@ -135,6 +166,42 @@ def test_a_disk_that_hangs_in_an_fsync_keeps_not_even_the_other_files_of_that_mo
     assert asking.end() == 0
     still_there = asking.open(overlay.target / "file", CREATE)
     assert [asking.fsync(still_there), asking.syncfs(still_there)] == [0, 0]
+
+
+# The end
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is over, but for threads of it that wait for a disk."""
+    return " (zombie)" in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_ends_unmounts_what_is_not_on_the_disk_that_hangs_and_is_not_kept_by_it(servers: Servers) -> None:
+    server = servers.start("closing")
+    with open_scene("ext4", server) as sick, open_scene("ext4", server) as well:
+        ill, healthy = [sick.overlay() for _ in range(2)], [well.overlay() for _ in range(3)]
+        for overlay in (*ill, *healthy):
+            overlay.scene.close(overlay.write("file"))
+        sick.disk.hang()
+        try:
+            begun = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not any(os.path.ismount(each.target) for each in healthy), "they are unmounted", SOON)
+            assert well.disk.marker in well.disk.snapshot(durable=True)
+            wait_until(lambda: has_ended(server.pid), "the server ends within its bound")
+            assert 2 <= time.monotonic() - begun < 10
+            assert not server.socket.exists()
+        finally:
+            sick.disk.resume()
+            for overlay in ill:
+                mounts.umount(overlay.target, mounts.MNT_DETACH)
+            sick.overlays.clear()
+            well.overlays.clear()
+        assert server.process.wait(SOON) == 1
+        server.client.close()
+        log = server.log.read_text()
+        assert all(f"{overlay.target}: no answer from its disk: may be lost" in log for overlay in ill)
 
 
 def at_work(place: Path, name: str, rounds: int) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from overt.host import mounts
+
 from .ground import Failed, Ground, Overlay, ground, image, kill_group, prefix, run
+from .tree import differences, manifest, plant
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -98,6 +101,41 @@ def test_two_clients_see_each_others_every_operation(overlay: Overlay, tmp_path:
     (overlay.path / "file").touch()
     command = [*FSX, str(overlay.path / "file"), str(tmp_path / "model"), "--turns", "--operations", "5000", "--seed"]
     together([[*command, str(seed)] for seed in (1, 2)], tmp_path)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("operations", [1_000, pytest.param(500_000, marks=pytest.mark.long)])
+def test_what_two_clients_leave_is_the_same_after_a_new_mount_and_when_the_kernel_reads_the_layers(
+    layers: Ground, data_path: str, tmp_path: Path, operations: int
+) -> None:
+    """A file of the upper, one of the lower layer, and a tree of which some is renamed and some removed."""
+    lower = layers.directory / "lower"
+    lower.mkdir()
+    plant(lower / "tree", 200)
+    (lower / "lower").write_bytes(random.Random(1).randbytes(100_000))
+    overlay = layers.overlay(lower, data_path)
+    (overlay.path / "upper").touch()
+    commands = [
+        [*FSX, str(overlay.path / name), str(tmp_path / name), "--seed", str(seed), "--operations", str(operations)]
+        for seed, name in ((11, "upper"), (12, "lower"))
+    ]
+    together(commands, tmp_path, timeout=1700)
+    for number, path in enumerate(sorted(overlay.path.joinpath("tree").rglob("file *"))):
+        if number % 3 == 0:
+            path.rename(path.with_name(f"renamed {number}"))
+        elif number % 3 == 1:
+            path.unlink()
+    wanted = manifest(overlay.path)
+    layers.umount(overlay)
+    layers.remount(overlay)
+    assert not differences(wanted, manifest(overlay.path))
+    layers.umount(overlay)
+    words = f"lowerdir={lower},upperdir={overlay.upper},workdir={overlay.work},index=off,xino=off"
+    run("mount", "-t", "overlay", "overlay", "-o", words, overlay.path)
+    try:
+        assert not differences(wanted, manifest(overlay.path))
+    finally:
+        mounts.umount(overlay.path)
 
 
 def test_two_clients_append_and_race_for_names_without_losing_any(overlay: Overlay, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import os
+import random
+import select
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +247,215 @@ def test_a_file_that_becomes_a_fifo_behind_our_back_does_not_stop_the_server(lay
         with contextlib.suppress(OSError):
             os.close(os.open(root / "file", flags))
     (root / "other").write_text("the server lives")
+
+
+@pytest.mark.parametrize("data", ["", "nopassthrough"])
+def test_a_file_that_becomes_a_symlink_behind_our_back_is_not_followed(
+    layers: Layers, outside: Path, data: str
+) -> None:
+    layers.options = data
+    for name in ("read", "written"):
+        (layers.lower / name).write_text("inside, and as long as a secret")
+    root = layers.mount()
+    for name, flags in (("read", os.O_RDONLY), ("written", os.O_RDWR)):
+        os.stat(root / name)
+        os.unlink(layers.lower / name)
+        os.symlink(outside / "secret", layers.lower / name)
+        with contextlib.suppress(OSError):
+            fd = os.open(root / name, flags)
+            try:
+                assert SECRET.encode() not in os.read(fd, 100)
+            finally:
+                os.close(fd)
+    assert untouched(outside)
+
+
+def meddle(layer: Path, outside: Path, seed: int, stop: int) -> None:
+    """Change a layer as nobody should who has mounted it, until `stop` is readable; links of ours lead us nowhere."""
+    os.chroot(layer)
+    layer = Path("/")
+    chance = random.Random(seed)
+    directories = ["a", "b", "a/c"]
+    names = [f"{directory}/{name}" for directory in directories for name in "xyz"]
+
+    def any_path() -> Path:
+        return layer / (chance.choice(names) if chance.random() < 0.98 else chance.choice(directories))
+
+    def write() -> None:
+        fd = os.open(any_path(), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)  # it may be a FIFO
+        try:
+            os.write(fd, chance.randbytes(chance.choice((0, 10, 30_000))))
+        finally:
+            os.close(fd)
+
+    ways_out = ["../../outside", "../../outside/secret", outside, outside / "secret"]
+
+    def lead_out(path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.symlink(chance.choice(ways_out), path)
+
+    calls: list[Callable[[], object]] = [
+        write,
+        write,
+        lambda: os.unlink(any_path()),
+        lambda: os.rmdir(any_path()),
+        lambda: os.rename(any_path(), layer / f"away{chance.random()}"),
+        lambda: os.rename(any_path(), any_path()),
+        lambda: any_path().mkdir(),
+        lambda: os.truncate(any_path(), chance.choice((0, 5000))),
+        lambda: lead_out(any_path()),
+        lambda: lead_out(any_path()),
+        lambda: os.mkfifo(any_path()),
+        lambda: whiteout(any_path()),
+        lambda: opaque(any_path()),
+        lambda: os.setxattr(any_path(), "trusted.overlay.redirect", b"/../outside"),
+        lambda: os.chmod(any_path(), chance.choice((0, 0o600, 0o777))),
+        lambda: os.link(any_path(), any_path()),
+    ]
+    while not select.select([stop], [], [], 0)[0]:
+        for directory in directories:
+            with contextlib.suppress(OSError):
+                (layer / directory).mkdir()
+        with contextlib.suppress(OSError):
+            chance.choice(calls)()
+
+
+NONSENSE = {errno.EFAULT, errno.EBADF, errno.ENOSYS, errno.ENOTCONN, errno.EPROTO}
+"""what a program must not be told because somebody has changed a layer. EIO it may be: of an inode that is of another
+kind all at once (fuse_stale_inode), of a file that becomes shorter while it is copied."""
+
+
+def look_around(root: Path, seed: int, seconds: float, *, changes: bool) -> set[int]:
+    """Do what programs do in a container whose root it is; the errors that came of it."""
+    os.chroot(root)
+    root = Path("/")
+    chance = random.Random(seed)
+    deadline = time.monotonic() + seconds
+    codes: set[int] = set()
+
+    def any_path() -> Path:
+        return root / chance.choice(["a", "b", "a/c"]) / chance.choice("xyz")
+
+    def read(flags: int) -> None:
+        fd = os.open(any_path(), flags | os.O_NONBLOCK)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                if not flags & os.O_WRONLY:
+                    assert SECRET.encode() not in os.read(fd, 100)
+                if flags != os.O_RDONLY:
+                    os.write(fd, b"overlay")
+        finally:
+            os.close(fd)
+
+    calls: list[Callable[[], object]] = [
+        lambda: read(os.O_RDONLY),
+        lambda: os.listdir(any_path().parent),
+        lambda: [entry.stat(follow_symlinks=False) for entry in os.scandir(any_path().parent)],
+        lambda: os.lstat(any_path()),
+        lambda: os.listxattr(any_path(), follow_symlinks=False),
+    ]
+    if changes:
+        calls += [
+            lambda: read(os.O_RDWR),
+            lambda: read(os.O_WRONLY | os.O_TRUNC),
+            lambda: os.lchown(any_path(), 0, 0),
+            lambda: os.rename(any_path(), any_path()),
+            lambda: os.unlink(any_path()),
+            lambda: os.mkdir(any_path()),
+            lambda: os.rmdir(any_path()),
+            lambda: os.link(any_path(), any_path(), follow_symlinks=False),
+        ]
+    while time.monotonic() < deadline:
+        try:
+            chance.choice(calls)()
+        except OSError as error:
+            codes.add(error.errno or 0)
+    return codes
+
+
+@pytest.mark.parametrize("data", ["", "nopassthrough"])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60.0, marks=pytest.mark.long)])
+def test_a_lower_layer_that_changes_all_the_time_breaks_nothing(
+    layers: Layers, outside: Path, data: str, seconds: float
+) -> None:
+    """No crash (`quiet`), no way out, and no error that a filesystem would not give."""
+    layers.options = data
+    for directory in ("a", "b", "a/c"):
+        for layer in (layers.lower, layers.upper):
+            (layer / directory).mkdir()
+        for name in "xyz":
+            (layers.lower / directory / name).write_text("lower")
+    root = layers.mount()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            meddle(layers.lower, outside, 1, reading)
+        finally:
+            os._exit(0)
+    try:
+        codes = as_user(0, lambda: look_around(root, 2, seconds, changes=False))
+        codes |= as_user(0, lambda: look_around(root, 3, seconds, changes=True))
+    finally:
+        os.write(writing, b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(reading)
+        os.close(writing)
+    assert not codes & NONSENSE, [errno.errorcode[code] for code in codes]
+    assert untouched(outside)
+    (root / "still").write_text("served")
+    assert (layers.upper / "still").read_text() == "served"
+
+
+IMITATIONS = {
+    "opaque": b"y", "whiteout": b"", "redirect": b"/dir", "metacopy": b"", "origin": b"\xff" * 29,
+    "overlay.opaque": b"y",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["trusted.overlay.", "user.overlay."])
+def test_marks_that_a_container_makes_itself_are_words_to_it_and_nothing_to_the_overlay(
+    layers: Layers, prefix: str
+) -> None:
+    """Escaped in the upper (OVL_XATTR_ESCAPE_PREFIX), so that a container can build layers of its own."""
+    if prefix.startswith("user"):
+        layers.features = "userxattr"
+    for name in ("dir", "dir/below", "empty"):
+        (layers.lower / name).mkdir()
+    (layers.lower / "file").touch()
+    root = layers.mount()
+    for place in (root / "dir", root / "file"):
+        for name, value in IMITATIONS.items():
+            os.setxattr(place, prefix + name, value)
+        shown = {name: os.getxattr(place, name) for name in os.listxattr(place)}
+        assert shown == {prefix + name: value for name, value in IMITATIONS.items()}
+        stored = os.listxattr(layers.upper / place.name)
+        assert {prefix + "overlay." + name for name in IMITATIONS} <= set(stored)
+        assert not {prefix + name for name in ("opaque", "whiteout", "redirect", "metacopy")} & set(stored)
+        for name in IMITATIONS:
+            assert told(lambda place=place, name=name: os.getxattr(layers.upper / place.name, prefix + name)) in (
+                0 if name in ("origin", "overlay.opaque") else errno.ENODATA,
+            )
+    for _ in range(2):
+        assert sorted(os.listdir(root)) == ["dir", "empty", "file"]
+        assert os.listdir(root / "dir") == ["below"]
+        assert (root / "file").read_bytes() == b""
+        layers.umount()
+        layers.mount()
+    os.removexattr(root / "dir", prefix + "opaque")
+    assert prefix + "opaque" not in os.listxattr(root / "dir")
+    if prefix.startswith("user"):  # the kernel takes no redirect_dir= beside it
+        return
+    with layers.kernel() as path:
+        assert os.listdir(path / "dir") == ["below"]
+        assert os.getxattr(path / "dir", prefix + "redirect") == b"/dir"
+
+
+def told(call: Callable[[], object]) -> int:
+    """The errno that the call raises, or 0."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or -1
+    return 0

@@ -1,17 +1,20 @@
 """Servers, what they leave where others see it, and device numbers that are another mount's a moment later."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from overt.server import registry, watchdog
 
-from .ground import Layers
+from .ground import Layers, as_user
 
 
 def test_neither_process_stays_in_the_directory_where_the_command_was_given(layers: Layers) -> None:
@@ -53,3 +56,75 @@ def test_nor_from_what_the_watchdog_guards(monkeypatch: pytest.MonkeyPatch) -> N
             server.send(watchdog._MESSAGE.pack(verb, number))
         watchdog._watch(dog, os.getpid(), 0.05, 0.1, print)
     assert aborted == {9}
+
+
+# Where they are found
+
+SOMEBODY, STRANGER = 61001, 61002
+
+
+@pytest.fixture
+def world() -> Iterator[Path]:
+    """A directory like /tmp."""
+    place = Path(tempfile.mkdtemp(prefix="overt-world-", dir="/tmp"))
+    place.chmod(0o1777)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def directory_of(uid: int, runtime: Path) -> str:
+    """What `registry.directory` says to a user with this XDG_RUNTIME_DIR."""
+
+    def ask() -> str:
+        os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+        return str(registry.directory())
+
+    return str(as_user(uid, ask))
+
+
+def test_what_a_stranger_has_put_where_a_registry_would_be_is_not_believed(world: Path) -> None:
+    (world / "overt").mkdir(mode=0o777)
+    (world / "overt" / "7:0.1.1").write_text("/")
+    os.chown(world / "overt", STRANGER, STRANGER)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        directory_of(SOMEBODY, world)
+
+
+def test_nor_what_a_link_leads_to(world: Path) -> None:
+    (world / "own").mkdir()
+    os.chown(world / "own", SOMEBODY, SOMEBODY)
+    (world / "overt").symlink_to("own")
+    os.chown(world / "overt", STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        directory_of(SOMEBODY, world)
+
+
+def test_nor_what_is_in_a_directory_of_ones_own_that_others_can_write_to(world: Path) -> None:
+    for mode in (0o777, 0o1777, 0o770):
+        (world / "overt").mkdir()
+        (world / "overt").chmod(mode)
+        os.chown(world / "overt", SOMEBODY, SOMEBODY)
+        with pytest.raises(PermissionError, match="others can write"):
+            directory_of(SOMEBODY, world)
+        (world / "overt").rmdir()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_nor_what_others_could_put_in_its_place(world: Path, mode: int) -> None:
+    """Where names are not kept from others it is refused; where only the directory's own owner could, it is his."""
+    world.chmod(mode)
+    os.chown(world, *(STRANGER, STRANGER) if mode == 0o1777 else (0, 0))
+    with pytest.raises(PermissionError):
+        directory_of(SOMEBODY, world)
+    assert os.listdir(world) == []
+
+
+def test_what_one_makes_oneself_where_others_have_theirs_is_good(world: Path) -> None:
+    for uid, runtime in ((SOMEBODY, world), (STRANGER, world / "run")):
+        made = directory_of(uid, runtime)
+        assert (os.stat(made).st_uid, os.stat(made).st_mode & 0o777) == (uid, 0o700)
+        assert directory_of(uid, runtime) == made
+    with pytest.raises(PermissionError):
+        directory_of(STRANGER, world)

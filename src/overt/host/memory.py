@@ -1,6 +1,7 @@
-"""A page of a file dirtied through a shared mapping, with the GIL released all the way."""
+"""Memory that is the kernel's: a page of a file dirtied through a shared mapping; what is free, given back."""
 
 import ctypes
+import gc
 
 from overt.host.libc import check, libc
 
@@ -26,3 +27,15 @@ def write_through_mapping(fd: int, size: int) -> None:
         check(libc.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC))
     finally:
         check(libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+
+
+def give_back() -> None:
+    """Have the process let go of memory that it does not use.
+
+    CPython keeps some thousands of freed objects for later use; each holds on to the megabyte that it is in, until a
+    full collection. The C library does likewise (malloc_trim(3)).
+    """
+    gc.collect()
+    trim = getattr(libc, "malloc_trim", None)  # there is none in musl
+    if trim is not None:
+        trim(0)

@@ -49,6 +49,8 @@ def connect(options: Options) -> Connection:
         try:
             return _mount_block(fuse, options)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the kind of mount
+                raise Refusal(f"mount: {error.strerror}") from None
             problem = error
         try:
             return Connection(fuse, _mount(fuse, "fuse", "overt", options), "fuse", 0)

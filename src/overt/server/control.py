@@ -1,5 +1,6 @@
 """The control socket: one JSON object a line in, one out. Only the server's own user may connect (mode 0600)."""
 
+import contextlib
 import errno
 import json
 import os
@@ -28,6 +29,7 @@ class Control:
         self._service = service
         self._stop = stop
         self._answering = 0
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._answered = threading.Condition()
         self.path = path
         if (path.is_symlink() or path.exists()) and (not path.is_socket() or answers(path)):
@@ -47,13 +49,31 @@ class Control:
     def close(self) -> None:
         """Take the socket away, when who has asked has the answer: to an unmount with which the server ends, say."""
         self._socket.close()
+        if self._spare >= 0:
+            os.close(self._spare)
         self.path.unlink(missing_ok=True)
         with self._answered:
             self._answered.wait_for(lambda: not self._answering, _LAST_WORDS)
 
     def _accept(self) -> None:
-        connection, _ = self._socket.accept()
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._turn_away()
+            return
         threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _turn_away(self) -> None:
+        """There is no descriptor for who calls; left in line he would wake the loop without end."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with contextlib.suppress(OSError):
+            self._socket.accept()[0].close()
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._service.events.say("client turned away", why=os.strerror(errno.EMFILE))
 
     def _converse(self, connection: socket.socket) -> None:
         become_myself()

@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from overt.host.memory import give_back
 from overt.host.timer import Timer
 from overt.server import identity
 from overt.server.data import tidy
@@ -45,6 +46,8 @@ _QUIET = 10
 """after how many of them what can wait is done"""
 _REQUESTS = 64
 """how many requests of one mount are served before the others are looked at"""
+_MANY = 5_000
+"""how many files the kernel has to forget before memory is given back"""
 _BUFFER = MAX_WRITE + 8192
 _PATIENCE = 1e-3
 """seconds that work may keep the loop of which it is known that it may block (`Pool.quick` says that it rarely does)"""
@@ -260,6 +263,8 @@ class Engine:
                 if leaving or looks == _QUIET:
                     tidy(mount)
                     self._trim(turn)
+                    if mount.tree.forgotten > _MANY:
+                        self._give_back(mount)
                 if leaving:
                     return False
                 continue
@@ -337,6 +342,15 @@ class Engine:
             with self._hands:  # nobody is replaced in the midst of it
                 if not turn.ended and not self._kept:  # whoever is kept may hold a number that it was given
                     self.cache.trim()
+
+    def _give_back(self, mount: Mount) -> None:
+        """The kernel has forgotten many files: so does our memory, as soon as most are gone.
+
+        That takes a look at each object that is left, so it is done once for at least as many that went.
+        """
+        if mount.tree.forgotten >= sum(len(other.tree.nodes) for other in list(self.mounts.values())):
+            mount.tree.shrink()
+            threading.Thread(target=give_back, daemon=True).start()
 
     def _lose(self, turn: _Turn, mount: Mount) -> None:
         with self._hands:

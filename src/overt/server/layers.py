@@ -141,7 +141,8 @@ def _open_upper(upper: str, work: str, prefix: bytes, times: int) -> Layers:
             fds.append(fd)
             if _identity(os.fstat(fd)) != _identity(os.stat(real)):
                 raise apart
-        locks = [_lock(fds[1], f"upperdir {upper}", upper), _lock(fds[2], f"workdir {work}", upper)]
+        for directory, what in ((fds[1], f"upperdir {upper}"), (fds[2], f"workdir {work}")):
+            fds.append(_lock(directory, what, upper))
     except FileNotFoundError:
         _close(fds)
         raise apart from None
@@ -152,7 +153,7 @@ def _open_upper(upper: str, work: str, prefix: bytes, times: int) -> Layers:
         _close(fds)
         raise
     # The clone's own descriptor stays open: closing it dissolves the mount, and no probe could be mounted there.
-    return Layers([Layer(UPPER, fds[1], prefix)], fds[2], [clone, *locks], [])
+    return Layers([Layer(UPPER, fds[1], prefix)], fds[2], [clone, *fds[3:]], [])
 
 
 def _close(fds: list[int]) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from overt.host import mounts
 
 _RUN = Path("/run")
-_TEMPORARY = Path("/tmp")
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def directory() -> Path:
@@ -29,18 +29,23 @@ def directory() -> Path:
     # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
     if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
         path = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}")) / "overt"
-    if path.is_relative_to(_TEMPORARY):  # where anybody could have made it, or a link in its place
-        _own(path.parent)
-    _own(path)
+        _make(path.parent, owners={0, os.geteuid()}, shared=True)
+    _make(path, owners={os.geteuid()})
     return path
 
 
-def _own(path: Path) -> None:
-    """Make a directory if it is not there; PermissionError if it is somebody else's, or none."""
+def _make(path: Path, owners: set[int], *, shared: bool = False) -> None:
+    """Make a directory if it is not there; PermissionError if another user can have put there what is in it.
+
+    What is in it is believed: a mount is taken down because a name says so. `shared`: others may have their own in it,
+    and leave ours alone, as in /tmp.
+    """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     st = path.lstat()
-    if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode):
+    if st.st_uid not in owners or not stat.S_ISDIR(st.st_mode):
         raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
+    if st.st_mode & _OTHERS_WRITE and not (shared and st.st_mode & stat.S_ISVTX):
+        raise PermissionError(errno.EPERM, "others can write to it", os.fspath(path))
 
 
 def well_known() -> Path:
@@ -82,7 +87,13 @@ def enter(device: int, target: str) -> str:
     """Note that this process serves the mount at `target`; return the file that says so, for `remove`."""
     name = f"{os.major(device)}:{os.minor(device)}.{os.getpid()}.{next(_numbers)}"
     file = directory() / name
-    file.write_bytes(os.fsencode(target))
+    unready = file.with_name(name.replace(":", "-") + ".unready")
+    try:
+        unready.write_bytes(os.fsencode(target))
+        unready.rename(file)
+    except OSError:  # no room, say
+        unready.unlink(missing_ok=True)
+        raise
     return str(file)
 
 

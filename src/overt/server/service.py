@@ -102,8 +102,28 @@ class Service:
             finally:
                 mount.end()
         except BaseException:
-            os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
+            self._abandon(mount, fd)
             raise
+
+    def _abandon(self, mount: Mount, fd: int) -> None:
+        """Let go of a mount that comes to nothing, and do not return before whoever tries again finds nothing of it."""
+        base = -1
+        if mount.upper is not None and mount.begin():
+            with contextlib.suppress(OSError):  # no descriptor for it: what is left is an empty directory
+                base = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount.tree.work)
+            mount.end()
+        os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
+        self._wait_until_gone(mount, _LAST_SERVED if mount.kind == "fuseblk" else _PLAIN)
+        if base >= 0:
+            try:
+                if mount not in self.mounts:
+                    remove_work(base)
+            finally:
+                os.close(base)
+
+    def _wait_until_gone(self, mount: Mount, patience: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: mount not in self.mounts, patience)
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         if not options.user_xattr and process.in_user_namespace():
@@ -152,21 +172,23 @@ class Service:
         mount.kind, mount.device = connection.kind, connection.device
         mount.handlers = TABLE
         mount.serve_hidden = serve_hidden
+        problem = None
         try:
             mount.negotiate(_START)
         except OSError as error:
-            os.close(connection.mount)  # the kernel then ends the connection, and the engine closes the mount
-            raise Refusal(f"mount: {error.strerror}") from None
+            problem = error
         finally:
             self.engine.add(mount)
         try:
+            if problem is not None:
+                raise Refusal(f"mount: {problem.strerror}")
             if not mount.device:
                 mount.device = os.fstat(connection.mount).st_dev
             self._find_out_about_syncfs(mount, connection.mount)
             if mount.passthrough and upper is not None:
                 mount.passthrough = self._grants_passthrough(mount, upper)
         except BaseException:
-            os.close(connection.mount)
+            self._abandon(mount, connection.mount)
             raise
         self._tell_watchdog(self.watchdog.guard, mount)
         self.events.say(
@@ -255,8 +277,7 @@ class Service:
         self.events.say("unmounted", **record)
         # Who mounts the same directories again should not find them in use. Another namespace may still have the mount.
         patience = _LAST_SERVED if mount.destroyed else 0.0 if mount.kind == "fuseblk" else _PLAIN
-        with self._changed:
-            self._changed.wait_for(lambda: mount not in self.mounts, patience)
+        self._wait_until_gone(mount, patience)
         return record
 
     def record(self, mount: Mount) -> dict[str, Any]:

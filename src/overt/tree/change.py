@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from overt.overlay import marks
@@ -24,7 +23,6 @@ from overt.tree.places import keep_places
 from overt.tree.reading import entries, is_empty
 from overt.tree.tree import Tree
 
-T = TypeVar("T")
 _DEFAULT_ACL = b"system.posix_acl_default"
 
 
@@ -69,20 +67,23 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
 # New names
 
 
-def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T], *, directory: bool = False) -> T:
+def _make(
+    tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], None], *, directory: bool = False
+) -> None:
     """Make something new: at once, or, where the upper has a whiteout of that name, out of sight and then in its
     place.
     """
     upper = _upper(tree, parent)
     try:
-        return make(upper, name)
+        make(upper, name)
+        return
     except FileExistsError:
         if not _has_whiteout(upper, name):
             raise
     cradle, made_in = _cradle(tree, upper)
     temporary = tree.temporary()
     try:
-        result = make(made_in, temporary)
+        make(made_in, temporary)
         try:
             if directory:
                 _set_opaque(tree, made_in, temporary)
@@ -94,7 +95,6 @@ def _make(tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], T]
             raise
         if directory:
             _clean(os.unlink, temporary, made_in)
-        return result
     finally:
         if cradle:
             os.close(made_in)
@@ -167,20 +167,37 @@ def _list(tree: Tree, parent: Node, name: bytes, node: Node | None) -> None:
 def create(tree: Tree, parent: Node, name: bytes, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:
     """open(2) with O_CREAT of a name that is not there: (node, attributes, descriptor); FileExistsError if it is."""
 
-    def make(directory: int, as_name: bytes) -> int:
-        return os.open(as_name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
+    made: list[int] = []
 
-    fd = _make(tree, parent, name, make)
-    node, st = _entered(tree, parent, name, os.fstat(fd))
-    return node, st, fd
+    def make(directory: int, as_name: bytes) -> None:
+        how = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        made.append(os.open(as_name, how, mode, dir_fd=directory))
+
+    try:
+        _make(tree, parent, name, make)
+        node, st = _entered(tree, parent, name, os.fstat(made[0]))
+    except OSError:
+        _close(made)
+        raise
+    return node, st, made[0]
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.stat_result, int]:
     """open(2) with O_TMPFILE."""
     upper = _upper(tree, parent)
-    fd = os.open(b".", flags & ~os.O_CREAT | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=upper)
-    anchor = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
-    st = os.fstat(fd)
+    made = [os.open(b".", flags & ~os.O_CREAT | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=upper)]
+    try:
+        made.append(os.open(b"/proc/self/fd/%d" % made[0], os.O_PATH | os.O_CLOEXEC))
+        st = os.fstat(made[0])
+    except OSError:
+        _close(made)
+        raise
+    fd, anchor = made
     return tree.enter_nameless(st, anchor), st, fd
 
 

@@ -177,16 +177,16 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
         if length and node.data is not None:
             source = tree.open(node, os.O_RDONLY)
     except OSError:
-        os.close(own)
+        _done_with(own)
         raise
 
     def work() -> int:
         try:
             return _copy(tree, own, source, st, length, origin, flush=flush, metacopy=limit == _ATTRIBUTES)
         finally:
-            os.close(own)
+            _done_with(own)
             if source >= 0:
-                os.close(source)
+                _done_with(source)
 
     if not flush and length <= tree.inline_copy:
         return work()
@@ -245,7 +245,7 @@ def _fetch(tree: Tree, node: Node) -> None:
         try:
             target = tree.open_own(node, os.O_RDWR)
         except OSError:
-            os.close(source)
+            _done_with(source)
             raise
         flush = tree.sync != "volatile" and st.st_size > 0
 
@@ -293,8 +293,16 @@ def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
         os.close(target)
         raise
     finally:
-        os.close(source)
+        _done_with(source)
     return target
+
+
+def _done_with(source: int) -> None:
+    """Close a file that was read. A network filesystem may say that this failed, which takes nothing from the copy; the
+    kernel's copy-up lets go of its file without asking.
+    """
+    with contextlib.suppress(OSError):
+        os.close(source)
 
 
 def _copy_data(source: int, copy: int, length: int) -> None:

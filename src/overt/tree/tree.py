@@ -77,6 +77,8 @@ class Tree:
         self.inline_copy = inline_copy
         self.nodes: dict[int, Node] = {}
         self.upper_files: dict[object, Node] = {}
+        self.forgotten = 0
+        """nodes that the kernel has forgotten, since the last `shrink`"""
         self.kept = Kept()
         self.prepared: dict[tuple[Node, int | None], object] = {}
         self.origins: dict[object, int] = {}
@@ -168,11 +170,20 @@ class Tree:
             for place, name in self._names(node):
                 if place.children is not None and place.children.get(name) is node:
                     del place.children[name]
+                    if not place.children:  # as large as it ever was, otherwise
+                        place.children = None
             if node.key is not None:
                 self.upper_files.pop(node.key, None)
             self.kept.forget(node)
             node.close()
+            self.forgotten += 1
             node = parent
+
+    def shrink(self) -> None:
+        """Give back the room of what was forgotten: a dict that has lost its items stays as large as it was."""
+        self.forgotten = 0
+        self.nodes = dict(self.nodes)
+        self.upper_files = dict(self.upper_files)
 
     def _names(self, node: Node) -> list[tuple[Node, bytes]]:
         names = [(node.parent, node.name)] if node.parent is not None else []

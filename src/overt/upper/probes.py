@@ -13,6 +13,8 @@ Each stands on directories made for it, which are removed as soon as the mount e
 disk nor the mount table shows it, and it goes with its descriptor.
 """
 
+import contextlib
+import errno
 import os
 import shutil
 
@@ -21,6 +23,9 @@ from overt.host import mounts
 # `userxattr` lets the same mount work in a user namespace; it implies redirect_dir=nofollow and metacopy=off, and is
 # refused together with them.
 _OPTIONS: list[tuple[str, str | int | None]] = [("userxattr", None), ("index", "off"), ("xino", "off")]
+_DIRTY = "work/work/incompat/volatile/dirty"
+_MADE = ("lower", "upper", "work/work/incompat/volatile", "work/work/incompat", "work/work", "work", "")
+"""the directories that we and the kernel make for a probe, from the inside out; `_DIRTY` is a file"""
 
 
 def mount(scratch_fd: int, *, volatile: bool) -> int:
@@ -38,14 +43,30 @@ def mount(scratch_fd: int, *, volatile: bool) -> int:
         finally:
             os.close(base)
     except OSError:
-        shutil.rmtree(name, dir_fd=scratch_fd)
+        _remove(scratch_fd, name)
         raise
     try:
-        shutil.rmtree(name, dir_fd=scratch_fd)
+        _remove(scratch_fd, name)
     except OSError:
         os.close(root)
         raise
     return root
+
+
+def _remove(scratch_fd: int, name: str) -> None:
+    """Remove a probe's directories: they are known, and so it takes no descriptor, of which there may be no more."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{name}/{_DIRTY}", dir_fd=scratch_fd)
+    for part in _MADE:
+        try:
+            os.rmdir(f"{name}/{part}", dir_fd=scratch_fd)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            shutil.rmtree(name, dir_fd=scratch_fd)  # the kernel has made something that we do not know of
+            return
 
 
 def _mount_over(base: int, volatile: bool) -> int:
