@@ -61,7 +61,7 @@ class Kernel:
             self.tree.forget(number, count)
             self.tree.cache.trim()
         assert list(self.tree.nodes.values()) == [self.tree.root]
-        assert not self.tree.upper_files
+        assert not self.tree.files
         assert not self.tree.root.children
 
 

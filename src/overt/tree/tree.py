@@ -12,7 +12,7 @@ from overt.tree.copies import is_impure, origin_of
 from overt.tree.data import open_data
 from overt.tree.follow import discover
 from overt.tree.handles import Handles
-from overt.tree.kept import Kept
+from overt.tree.known import Known
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
 from overt.tree.places import DIRECTORY, open_place
@@ -38,7 +38,7 @@ class Later(Exception):
         self.finish = finish
 
 
-class Tree:
+class Tree(Known):
     """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
 
     whiteouts_are_files = False
@@ -61,6 +61,7 @@ class Tree:
         `metacopy`: copy attributes up without the data; `data`: data-only layers, in which data alone is looked for.
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
+        super().__init__()
         self.layers = {layer.index: layer for layer in layers}
         self.data = {layer.index: layer for layer in data}
         self.metacopy = metacopy
@@ -75,16 +76,8 @@ class Tree:
         self.redirects = redirect_dir == redirect.ON
         """whether a directory with a lower part can be renamed"""
         self.inline_copy = inline_copy
-        self.nodes: dict[int, Node] = {}
-        self.upper_files: dict[object, Node] = {}
-        self.kept = Kept()
         self.prepared: dict[tuple[Node, int | None], object] = {}
-        self.origins: dict[object, int] = {}
-        """key of an upper file -> the inode number that the file had before it was copied up"""
         self.handles = Handles(self.layers.values())
-        self.changed: list[int] = []
-        """nodes whose attributes changed without the kernel knowing; the server tells it"""
-        self._last_id = ROOT_ID
         self._temporary = 0
         indices = self.layers_of_root()
         devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
@@ -116,67 +109,6 @@ class Tree:
         self.handles.close()
         if self.work >= 0:
             os.close(self.work)
-
-    # From a number to a node
-
-    def node(self, number: int) -> Node:
-        """The node of this number; ESTALE if there is none."""
-        node = self.nodes.get(number)
-        if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return node
-
-    def forget(self, number: int, count: int) -> None:
-        """The kernel gives back `count` references to a number."""
-        node = self.nodes.get(number)
-        if node is None:
-            return
-        if number != node.id and node.stale is not None:
-            node.stale[number] -= count
-            if node.stale[number] <= 0:
-                del node.stale[number], self.nodes[number]
-                self._drop_if_unknown(node)
-            return
-        node.lookups -= count
-        self._drop_if_unknown(node)
-
-    def unused(self, node: Node) -> None:
-        """A node that was looked up but not given to the kernel."""
-        self._drop_if_unknown(node)
-
-    def renumber(self, node: Node) -> None:
-        """Give the file a new number: what the kernel knows under the old one stays as it is (see server/data.py)."""
-        if node.stale is None:
-            node.stale = {}
-        self.changed.append(node.id)
-        node.stale[node.id] = node.lookups
-        node.id = self._next_id()
-        node.lookups = 0
-        self.nodes[node.id] = node
-
-    def touched(self, node: Node) -> None:
-        """Attributes have changed by a request: what the kernel knows under another number is out of date."""
-        if node.stale:
-            self.changed.append(node.id)
-
-    def _drop_if_unknown(self, node: Node | None) -> None:
-        while (
-            node is not None and node.lookups <= 0 and not node.children and not node.stale and node.parent is not None
-        ):
-            parent = node.parent
-            self.nodes.pop(node.id, None)
-            for place, name in self._names(node):
-                if place.children is not None and place.children.get(name) is node:
-                    del place.children[name]
-            if node.key is not None:
-                self.upper_files.pop(node.key, None)
-            self.kept.forget(node)
-            node.close()
-            node = parent
-
-    def _names(self, node: Node) -> list[tuple[Node, bytes]]:
-        names = [(node.parent, node.name)] if node.parent is not None else []
-        return names + list(node.links or ())
 
     # From a node to a file
 
@@ -372,9 +304,9 @@ class Tree:
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
             key = self.key_of(st)
-            node = self.upper_files.get(key)
+            node = self.files.get(key)
             if node is not None:
-                self._name(node, parent, name)
+                self.name(node, parent, name)
                 return node
             ino = self.ino(below or st)
             if below is not None:
@@ -383,28 +315,24 @@ class Tree:
                 ino = self.origins.get(key, ino)
         else:
             ino = self.ino(below or st)
-        node = Node(self._next_id(), parent, name, layers, st.st_mode, ino)
+        node = Node(self.next_id(), parent, name, layers, st.st_mode, ino)
         self.nodes[node.id] = node
         if parent.children is None:
             parent.children = {}
         parent.children[name] = node
         if is_upper_file:
             node.key = key
-            self.upper_files[key] = node
+            self.files[key] = node
         return node
 
     def enter_nameless(self, st: os.stat_result, anchor: int) -> Node:
         """The node of a file without a name (O_TMPFILE), held by `anchor`."""
-        node = Node(self._next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
+        node = Node(self.next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
         node.anchor = anchor
         self.nodes[node.id] = node
         node.key = self.key_of(st)
-        self.upper_files[node.key] = node
+        self.files[node.key] = node
         return node
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
 
     def key_of(self, st: os.stat_result) -> object:
         """What the table of upper files has a file under."""
@@ -425,33 +353,12 @@ class Tree:
         else:
             node.layers = (UPPER,)
             node.key = self.key_of(st)
-            self.upper_files[node.key] = node
+            self.files[node.key] = node
             if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
                 node.ino = self.ino(st)
             elif node.ino != self.ino(st):
                 self.origins[node.key] = node.ino
         node.layer = UPPER
-
-    # Names come and go
-
-    def _name(self, node: Node, parent: Node, name: bytes) -> None:
-        """Note one more name of a node; the first name known after the last was lost becomes its place."""
-        if parent.children is None:
-            parent.children = {}
-        parent.children[name] = node
-        if node.anchor >= 0:
-            os.close(node.anchor)
-            node.anchor = -1
-            node.parent, node.name = parent, name
-        elif node.parent is not parent or node.name != name:
-            if node.links is None:
-                node.links = set()
-            node.links.add((parent, name))
-
-    def link_name(self, node: Node, parent: Node, name: bytes) -> None:
-        """The file has got one more name."""
-        self.touched(node)
-        self._name(node, parent, name)
 
     def hold(self, node: Node, parent: Node, name: bytes) -> int:
         """Open the anchor that a node needs before its name goes, or -1 where another of its names is known."""
@@ -459,38 +366,6 @@ class Tree:
             return -1
         directory, known = self.at(node)
         return os.open(known, _O_ANCHOR, dir_fd=directory)
-
-    def unname(self, node: Node, parent: Node, name: bytes, anchor: int) -> None:
-        """The name is gone; `anchor` is what `hold` gave."""
-        self.touched(node)
-        if parent.children is not None and parent.children.get(name) is node:
-            del parent.children[name]
-        if node.links:
-            if node.parent is parent and node.name == name:
-                node.parent, node.name = node.links.pop()
-            else:
-                node.links.discard((parent, name))
-        elif anchor >= 0:
-            for fd in node.fds.values():
-                os.close(fd)
-            node.fds.clear()
-            node.anchor = anchor
-            if node.key in self.origins and not os.fstat(anchor).st_nlink:
-                del self.origins[node.key]  # its inode number is free for another file when the anchor goes
-
-    def move_name(self, node: Node, parent: Node, name: bytes, new_parent: Node, new_name: bytes) -> None:
-        """The file has another name instead of this one."""
-        if parent.children is not None and parent.children.get(name) is node:
-            del parent.children[name]
-        if node.parent is parent and node.name == name:
-            node.parent, node.name = new_parent, new_name
-        elif node.links:
-            node.links.discard((parent, name))
-            node.links.add((new_parent, new_name))
-        if new_parent.children is None:
-            new_parent.children = {}
-        new_parent.children[new_name] = node
-        self._drop_if_unknown(parent)
 
     def replaced(self, node: Node) -> None:
         """The upper has another directory in the place of `node`'s, and nothing below it shows any more."""
