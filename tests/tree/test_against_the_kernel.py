@@ -74,7 +74,10 @@ def compare_on(ours: Layers, theirs: Layers, doing: list[Operation]) -> None:
     theirs.umount()
 
 
-FEATURES = {"plain": "", "redirects": "redirect_dir=on", "metacopy": "metacopy=on"}
+FEATURES = {
+    "plain": "", "redirects": "redirect_dir=on", "metacopy": "metacopy=on", "index": "index=on",
+    "all": "index=on,metacopy=on",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)

@@ -13,7 +13,8 @@ from overt.overlay.options import OptionError, Options
 OWN = {
     "lowerdir=", "upperdir=", "workdir=", "uidmapping=", "gidmapping=", "squash_to_root", "squash_to_uid=",
     "squash_to_gid=", "static_nlink", "noacl", "noxattrs=", "timeout=", "context=", "volatile", "ro", "nosuid", "nodev",
-    "noexec", "userxattr", "unseen=", "nopassthrough", "redirect_dir=", "metacopy=", "xino=", "whiteouts=",
+    "noexec", "userxattr", "unseen=", "nopassthrough", "redirect_dir=", "metacopy=", "index=", "nfs_export=",
+    "xino=", "whiteouts=",
     "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
 }  # fmt: skip
 """what means the same in `overt mount`"""

@@ -46,7 +46,7 @@ def statx(mount: Mount, request: Request) -> Reply:
         directory, name = tree.at(node)
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
-    nlink = 0 if node.dropped else 1 if node.merged else st.nlink
+    nlink = 0 if node.dropped else 1 if node.merged else st.nlink + (node.index.beside if node.index is not None else 0)
     valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     blocks = st.blocks if node.data is None else whole(st.size)
     st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)

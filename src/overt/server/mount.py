@@ -133,6 +133,8 @@ class Mount:
         """why nothing came of the negotiation with the kernel"""
         self.given_up = False
         """whether its connection was aborted because a request did not get on"""
+        self.without = ""
+        """what was asked for and cannot be had, in a line"""
         self.gone = False
         """whether the kernel is done with it"""
         self.due: Work | None = None
@@ -322,9 +324,10 @@ class Mount:
         node.written = st.st_mtime_ns
         if node.dropped:
             return attr_of(st, node.ino, 0)
+        links = None if node.index is None else st.st_nlink + node.index.beside
         if node.data is not None:
-            return attr_of(st, node.ino, blocks=whole(st.st_size))
-        return attr_of(st, node.ino, 1 if len(node.layers) > 1 else None)
+            return attr_of(st, node.ino, links, blocks=whole(st.st_size))
+        return attr_of(st, node.ino, 1 if len(node.layers) > 1 else links)
 
     def entry(self, request: Request, node: Node, st: os.stat_result) -> bytes:
         """The reply that names a node, which the kernel then counts as looked up."""

@@ -13,7 +13,8 @@ import stat
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
-from overt.tree.copies import make_impure
+from overt.overlay.index import beside_upper
+from overt.tree.copies import make_impure, times_of
 from overt.tree.data import Data
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
@@ -62,10 +63,16 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     assert node.parent is not None
     source, name = tree.at(node)
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
-    target = tree.dir_fd(node.parent, UPPER)
-    times = _times(target)
-    if _keeps_number(st):
-        make_impure(tree, node.parent)
+    parent = node.parent
+    upper = tree.dir_fd(parent, UPPER)
+    times = times_of(upper)
+    entry = b""
+    if node.index is not None:
+        assert tree.index is not None
+        entry = tree.index.entry(tree, node.layer, source, name)
+    elif _keeps_number(node, st):
+        make_impure(tree, parent)
+    place = (tree.index.fd, entry) if tree.index is not None and entry else (upper, name)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
@@ -73,7 +80,7 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
             done = os.fstat(copy)
             opened = _open_again(node, copy) if limit != _ATTRIBUTES else []
             try:
-                os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
+                os.link(b"/proc/self/fd/%d" % copy, place[1], dst_dir_fd=place[0], follow_symlinks=True)
             except OSError:
                 _close(opened)
                 raise
@@ -82,26 +89,34 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
         if limit != _ATTRIBUTES:
             node.data = None
         elif node.data is None:
-            node.data = Data(node.layer, (*place_of(node.parent, node.layer), name))
+            node.data = Data(node.layer, (*place_of(parent, node.layer), name))
     else:
-        done = _special(tree, node, st, source, target)
+        done = _special(tree, node, st, source, place)
     # The copy has its name: nothing may fail from here on. The kernel does not look at what this comes to either.
-    with contextlib.suppress(OSError):
-        utimensat(target, b".", *times)
+    if not entry:
+        with contextlib.suppress(OSError):
+            utimensat(upper, b".", *times)
     _settle(tree, node, st, done, opened)
+    if tree.index is not None and entry:  # and every name shows it from here on, whether the upper gets one or not
+        tree.index.copied_up(node, entry)
+        tree.index.link_up(tree, node, parent, name)
 
 
-def _keeps_number(st: os.stat_result) -> bool:
+def _keeps_number(node: Node, st: os.stat_result) -> bool:
     """Whether a copy is the same file to everybody: not one of the other names that a lower file has."""
-    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1
+    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1 or node.index is not None
 
 
-def _origin(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> bytes | None:
-    """What is to be written down of where a copy comes from; None for nothing."""
+def _marks(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> dict[bytes, bytes]:
+    """What is to be written down of where a copy comes from."""
     mode = st.st_mode
-    if not _keeps_number(st) or (tree.prefix == marks.USER_PREFIX and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
-        return None
-    return tree.handles.of(tree.layers[node.layer], directory, name)
+    by_owner = tree.prefix == marks.USER_PREFIX
+    if not _keeps_number(node, st) or (by_owner and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
+        return {}
+    found = {marks.ORIGIN: tree.handles.of(tree.layers[node.layer], directory, name)}
+    if node.index is not None:
+        found[marks.NLINK] = beside_upper(node.index.lower - 1)
+    return found
 
 
 def _open_again(node: Node, copy: int) -> Opened:
@@ -123,7 +138,7 @@ def _close(opened: Opened) -> None:
 
 
 def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result, opened: Opened) -> None:
-    tree.in_upper(node, done, hard_linked=lower.st_nlink > 1)
+    tree.in_upper(node, done, broken=not _keeps_number(node, lower))
     tree.changed.append(node.id)
     _take_over(opened)
 
@@ -173,7 +188,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     own = tree.open_own(node, os.O_RDONLY)
     source = -1
     try:
-        origin = _origin(tree, node, st, own, b"")
+        notes = _marks(tree, node, st, own, b"")
         if length and node.data is not None:
             source = tree.open(node, os.O_RDONLY)
     except OSError:
@@ -182,7 +197,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
 
     def work() -> int:
         try:
-            return _copy(tree, own, source, st, length, origin, flush=flush, metacopy=limit == _ATTRIBUTES)
+            return _copy(tree, own, source, st, length, notes, flush=flush, metacopy=limit == _ATTRIBUTES)
         finally:
             os.close(own)
             if source >= 0:
@@ -198,7 +213,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
 
 
 def _copy(
-    tree: Tree, own: int, source: int, st: os.stat_result, length: int, origin: bytes | None, *, flush: bool,
+    tree: Tree, own: int, source: int, st: os.stat_result, length: int, notes: dict[bytes, bytes], *, flush: bool,
     metacopy: bool,
 ) -> int:  # fmt: skip
     """A nameless copy, in the work directory, of all attributes of `own` and `length` bytes of it, or of `source`.
@@ -210,8 +225,8 @@ def _copy(
         _copy_data(source if source >= 0 else own, copy, length)
         os.fchown(copy, st.st_uid, st.st_gid)
         _copy_xattrs(tree, own, copy)
-        if origin is not None:
-            os.setxattr(copy, tree.prefix + marks.ORIGIN, origin)
+        for mark, value in notes.items():
+            os.setxattr(copy, tree.prefix + mark, value)
         if metacopy:
             os.truncate(copy, st.st_size)
             os.setxattr(copy, tree.prefix + marks.METACOPY, b"")
@@ -367,7 +382,7 @@ def carry(tree: Tree, directory: int, name: bytes, st: os.stat_result, temporary
     os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
 
 
-def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: int) -> os.stat_result:
+def _special(tree: Tree, node: Node, st: os.stat_result, source: int, place: tuple[int, bytes]) -> os.stat_result:
     """Copy a directory, symlink, device, FIFO or socket through the work directory; return the copy's attributes."""
     name, temporary = node.name, tree.temporary()
     kind = stat.S_IFMT(st.st_mode)
@@ -378,25 +393,17 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
-        origin = _origin(tree, node, st, source, name)
-        if origin is not None:
-            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + marks.ORIGIN, origin, follow_symlinks=False)
+        for mark, value in _marks(tree, node, st, source, name).items():
+            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + mark, value, follow_symlinks=False)
         carry(tree, source, name, st, temporary)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
         done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)
-        os.rename(temporary, name, src_dir_fd=tree.work, dst_dir_fd=target)
+        os.rename(temporary, place[1], src_dir_fd=tree.work, dst_dir_fd=place[0])
     except OSError:
         (os.rmdir if kind == stat.S_IFDIR else os.unlink)(temporary, dir_fd=tree.work)
         raise
     return done
-
-
-def _times(directory: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A directory's times, to be put back: a copy-up is no change that anybody made (ovl_set_timestamps)."""
-    st = os.fstat(directory)
-    atime, mtime = divmod(st.st_atime_ns, 10**9), divmod(st.st_mtime_ns, 10**9)
-    return atime, mtime
 
 
 def flush_directory(parent: int, name: bytes) -> None:

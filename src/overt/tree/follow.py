@@ -166,17 +166,22 @@ def discover(tree: "Tree", parent: "Node", name: bytes) -> "tuple[Node, os.stat_
         node = tree.enter(parent, name, layers, top, below)
         node.places = {part.layer: part.place for part in found[1:]}
     else:
-        if below is not None and below.st_nlink > 1:
-            below = None
-        elif below is None and layers[0] == UPPER and is_impure(tree, parent):
-            below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
-        node = tree.enter(parent, name, layers[:1], top, below)
-        if node.data is not None:
-            pass  # known under another of its names, and perhaps found already
-        elif search.in_data_layer:
+        data = None
+        if search.in_data_layer:
             assert search.redirect is not None
-            node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
+            data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
         elif len(found) > 1:
-            node.data = Data(layers[-1], found[-1].place)
-    node.redirect = search.upper_redirect
+            data = Data(layers[-1], found[-1].place)
+        if tree.index is not None and top.st_nlink > 1:
+            node, top = tree.index.enter(tree, parent, name, layers[0], top, data)
+        else:
+            if below is not None and below.st_nlink > 1:
+                below = None
+            elif below is None and layers[0] == UPPER and is_impure(tree, parent):
+                below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
+            node = tree.enter(parent, name, layers[:1], top, below)
+            if node.data is None:  # otherwise it is known under another of its names, and perhaps found already
+                node.data = data
+    if layers[0] == UPPER:
+        node.redirect = search.upper_redirect
     return node, top

@@ -74,8 +74,8 @@ class Known:
                 if place.children is not None and place.children.get(name) is node:
                     del place.children[name]
                 unknown.append(place)
-            if node.key is not None:
-                self.files.pop(node.key, None)
+            if node.key is not None and self.files.get(node.key) is node:
+                del self.files[node.key]
             self.kept.forget(node)
             node.close()
 
@@ -85,6 +85,13 @@ class Known:
         return self._last_id
 
     # Names come and go
+
+    def place(self, node: Node) -> tuple[Node, bytes]:
+        """A directory of the merged tree in which the file is, and its name there."""
+        if node.index is not None and node.links:
+            return next(iter(node.links))
+        assert node.parent is not None
+        return node.parent, node.name
 
     def name(self, node: Node, parent: Node, name: bytes) -> None:
         """Note one more name of a node; the first name known after the last was lost becomes its place."""

@@ -26,6 +26,7 @@ class Node:
         "handles",
         "id",
         "impure",
+        "index",
         "ino",
         "key",
         "layer",
@@ -69,6 +70,8 @@ class Node:
         """where the data of a file is that has only attributes in its layer (overt.tree.data.Data)"""
         self.impure: bool | None = None
         """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
+        self.index: Any = None
+        """how many links a file has that is in the index, or will be when it is copied up (overt.tree.index.Links)"""
         self.children: dict[bytes, Node] | None = None
         self.fds: dict[int, int] = {}
         self.links: set[tuple[Node, bytes]] | None = None

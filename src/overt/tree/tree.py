@@ -12,6 +12,7 @@ from overt.tree.copies import is_impure, origin_of
 from overt.tree.data import open_data
 from overt.tree.follow import discover
 from overt.tree.handles import Handles
+from overt.tree.index import Index
 from overt.tree.known import Known
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
@@ -55,10 +56,12 @@ class Tree(Known):
         metacopy: bool = False,
         data: Iterable[Layer] = (),
         inline_copy: int = 1 << 18,
+        index: int = -1,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
 
         `metacopy`: copy attributes up without the data; `data`: data-only layers, in which data alone is looked for.
+        `index`: the descriptor of the index directory, or -1 for index=off.
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
         super().__init__()
@@ -77,7 +80,8 @@ class Tree(Known):
         """whether a directory with a lower part can be renamed"""
         self.inline_copy = inline_copy
         self.prepared: dict[tuple[Node, int | None], object] = {}
-        self.handles = Handles(self.layers.values())
+        self.handles = Handles(self.layers.values(), nameless=index >= 0)
+        self.index = Index(index) if index >= 0 else None
         self._temporary = 0
         indices = self.layers_of_root()
         devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
@@ -109,6 +113,8 @@ class Tree(Known):
         self.handles.close()
         if self.work >= 0:
             os.close(self.work)
+        if self.index is not None:
+            os.close(self.index.fd)
 
     # From a node to a file
 
@@ -164,8 +170,9 @@ class Tree(Known):
         """The file's path in the overlay, for people."""
         parts = []
         while node.parent is not None:
-            parts.append(os.fsdecode(node.name))
-            node = node.parent
+            parent, name = self.place(node)
+            parts.append(os.fsdecode(name))
+            node = parent
         return "/" + "/".join(reversed(parts))
 
     def open(self, node: Node, flags: int) -> int:
@@ -217,7 +224,7 @@ class Tree(Known):
             child = children.get(name)
             if child is not None:
                 try:
-                    if child.parent is parent and child.name == name:
+                    if (child.parent is parent and child.name == name) or child.index is not None:
                         return child, self.stat(child)
                     fd = self.dir_fd(parent, child.layer)
                     return child, os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -272,6 +279,8 @@ class Tree(Known):
                     return discover(self, parent, name)
         if top is None:
             return None
+        if self.index is not None and top.st_nlink > 1 and top.st_mode & _IFMT != stat.S_IFDIR:
+            return self.index.enter(self, parent, name, found[0], top)
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
     def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
@@ -338,10 +347,10 @@ class Tree(Known):
         """What the table of upper files has a file under."""
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
-    def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
+    def in_upper(self, node: Node, st: os.stat_result, *, broken: bool = False) -> None:
         """Note that a file was copied up and is `st` in the upper.
 
-        `hard_linked`: it has other names in the lower layer, and they stay there.
+        `broken`: it has other names in the lower layer, and they stay there.
         """
         if node.parent is not None and node.parent.listing is not None and node.anchor < 0:
             entry = node.parent.listing.get(node.name)
@@ -352,9 +361,10 @@ class Tree(Known):
             node.impure = False
         else:
             node.layers = (UPPER,)
+            self.files.pop(node.key, None)
             node.key = self.key_of(st)
             self.files[node.key] = node
-            if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
+            if broken:  # the other names of the lower file keep its number, and this is another file from here on
                 node.ino = self.ino(st)
             elif node.ino != self.ino(st):
                 self.origins[node.key] = node.ino
