@@ -27,7 +27,11 @@ _given = given(
 def compare(
     ground: Ground, options: str, features: str, lowers: list[Any], upper: list[Any], doing: list[Operation]
 ) -> None:
-    """Do half of it on both, and look at everything; exchange them, put a new upper on each, and do the rest."""
+    """Do half of it on both, and look at everything; exchange them, put a new upper on each, and do the rest.
+
+    No new upper on an index: which names a copy has in an upper is up to who made it (docs/decisions/0014), and without
+    the index they are all there is.
+    """
     ours, theirs = (Layers(ground, lowers=len(lowers), options=options, features=features) for _ in range(2))
     try:
         for layers in (ours, theirs):
@@ -36,8 +40,9 @@ def compare(
                 build(roots[number], tree, roots[number + 1 :])
         half = len(doing) // 2
         compare_on(ours, theirs, doing[:half])
-        for layers in (ours, theirs):
-            layers.stack()
+        if "index=on" not in features:
+            for layers in (ours, theirs):
+                layers.stack()
         compare_on(theirs, ours, doing[half:])
     finally:
         ours.close()

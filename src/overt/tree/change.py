@@ -358,7 +358,7 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
             raise _fail(errno.ENOTDIR if node.is_dir else errno.EISDIR)
         if target.is_dir and not is_empty(tree, target):
             raise _fail(errno.ENOTEMPTY)
-    copy_up(tree, node)
+    copy_up(tree, node, called=(parent, name))
     new_upper = _upper(tree, new_parent)
     upper = _upper(tree, parent)
     _give_to_upper(tree, node, parent, name)
@@ -370,7 +370,7 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
         make_impure(tree, new_parent)
     if exchange:
         assert target is not None
-        copy_up(tree, target)
+        copy_up(tree, target, called=(new_parent, new_name))
         same = parent is new_parent
         _prepare_to_move(tree, node, parent, name, hidden=hidden_there, same=same)
         _prepare_to_move(tree, target, new_parent, new_name, hidden=hidden_here, same=same)
@@ -405,7 +405,7 @@ def _has_lower(node: Node) -> bool:
 def _give_to_upper(tree: Tree, node: Node, parent: Node, name: bytes) -> None:
     """A name that is to go or to change: a file in the index gets it in the upper first (ovl_nlink_start)."""
     if node.index is not None and tree.index is not None:
-        copy_up(tree, node)
+        copy_up(tree, node, called=(parent, name))
         tree.index.link_up(tree, node, parent, name)
         tree.index.settle(tree, node)
 

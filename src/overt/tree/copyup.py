@@ -21,6 +21,8 @@ from overt.tree.node import Node
 from overt.tree.places import place_of
 from overt.tree.tree import Later, Tree
 
+Name = tuple[Node, bytes]
+"""a directory of the merged tree, and a name in it"""
 Opened = list[tuple[int, int]]
 """descriptors, and those that are to take their place"""
 
@@ -33,12 +35,14 @@ _CHUNK = 1 << 30
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
 
 
-def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = False) -> None:
+def copy_up(
+    tree: Tree, node: Node, limit: int | None = None, *, data: bool = False, called: Name | None = None
+) -> None:
     """Make sure that `node` and all directories above it are in the upper.
 
     `data`: its data too, which otherwise stays where it is with metacopy=on; `limit`: at most so many bytes of it, the
-    rest is about to be cut off. Raises OSError (EROFS without an upper), or `Later` where data has to be copied or
-    flushed.
+    rest is about to be cut off; `called`: by which name the request knows it, if it says so. Raises OSError (EROFS
+    without an upper), or `Later` where data has to be copied or flushed.
     """
     if node.layer == UPPER:
         if data and node.data is not None:
@@ -47,16 +51,16 @@ def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = Fa
     if not tree.writable:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     missing = []
-    above = node.parent
+    above = called[0] if called is not None else node.parent
     while above is not None and above.layer != UPPER:
         missing.append(above)
         above = above.parent
     while missing:
         _copy_up_one(tree, missing.pop(), None)
-    _copy_up_one(tree, node, limit if data or not tree.metacopy else _ATTRIBUTES)
+    _copy_up_one(tree, node, limit if data or not tree.metacopy else _ATTRIBUTES, called)
 
 
-def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
+def _copy_up_one(tree: Tree, node: Node, limit: int | None, called: Name | None = None) -> None:
     if node.anchor >= 0:
         _nameless(tree, node, limit)
         return
@@ -64,15 +68,15 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     source, name = tree.at(node)
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     parent = node.parent
-    upper = tree.dir_fd(parent, UPPER)
-    times = times_of(upper)
     entry = b""
-    if node.index is not None:
-        assert tree.index is not None
+    if tree.index is not None and node.index is not None:
         entry = tree.index.entry(tree, node.layer, source, name)
-    elif _keeps_number(node, st):
-        make_impure(tree, parent)
-    place = (tree.index.fd, entry) if tree.index is not None and entry else (upper, name)
+        place = tree.index.fd, entry
+    else:
+        place = tree.dir_fd(parent, UPPER), name
+        times = times_of(place[0])
+        if _keeps_number(node, st):
+            make_impure(tree, parent)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
@@ -95,11 +99,11 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
     # The copy has its name: nothing may fail from here on. The kernel does not look at what this comes to either.
     if not entry:
         with contextlib.suppress(OSError):
-            utimensat(upper, b".", *times)
+            utimensat(place[0], b".", *times)
     _settle(tree, node, st, done, opened)
     if tree.index is not None and entry:  # and every name shows it from here on, whether the upper gets one or not
         tree.index.copied_up(node, entry)
-        tree.index.link_up(tree, node, parent, name)
+        tree.index.link_up(tree, node, *(called or (parent, name)))
 
 
 def _keeps_number(node: Node, st: os.stat_result) -> bool:
