@@ -54,11 +54,13 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
         if layer == UPPER:
             continue
         directory = tree.dir_fd(parent, layer)
-        if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+        if tree.whiteouts_are_files and tree.is_mark(layer, name):
             return False
         try:
             st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
+            if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+                return False
             continue
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return False

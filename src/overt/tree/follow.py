@@ -112,13 +112,14 @@ class Search:
         """Look for one name of the path, which `rest` follows, and learn what it says of the layers below."""
         last = not rest
         files = self.tree.whiteouts_are_files
-        if files and self.tree.is_gone(layer, directory, name):
-            self._stop = True
+        if files and self.tree.is_mark(layer, name):
             return None
+        gone = files and self.tree.is_gone(layer, directory, name)
         try:
             st = os.stat(redirect.checked_name(name), dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                self._stop = self._stop or gone
                 return None
             raise
         if self.tree.is_whiteout(layer, directory, name, st):
@@ -130,7 +131,7 @@ class Search:
             if self._is_dir or not last or (self.metacopy and not stat.S_ISREG(st.st_mode)):
                 return None
             self.metacopy = found_in.lacks_data(directory, name, st)
-            self._stop = not self.metacopy
+            self._stop = gone or not self.metacopy
             if self._stop or (layer == self.tree.bottom and not self.tree.data):
                 return st
         else:
@@ -141,7 +142,7 @@ class Search:
             if layer == self.tree.bottom:
                 return st
             if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES or (
-                files and self.tree.hides(layer, directory, name)
+                files and (gone or self.tree.hides(layer, directory, name))
             ):
                 self._stop = True
                 return st

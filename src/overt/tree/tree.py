@@ -283,12 +283,16 @@ class Tree(Known):
             return self.index.enter(self, parent, name, found[0], top)
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
+    def is_mark(self, layer: int, name: bytes) -> bool:
+        """Whether a name of the layer is never shown; asked only if `whiteouts_are_files`, and so are these two."""
+        return False
+
     def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
-        """Whether another file of the layer says that the name is gone; asked only if `whiteouts_are_files`."""
+        """Whether another file of the layer says that the name is gone from the layers below."""
         return False
 
     def hides(self, layer: int, directory: int, name: bytes) -> bool:
-        """Whether a file in a directory of the layer says that it hides what is below; likewise."""
+        """Whether a file in a directory of the layer says that it hides what is below."""
         return False
 
     def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
