@@ -8,7 +8,6 @@ from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
-from overt.overlay import marks
 from overt.server import identity
 from overt.server.caller import groups_of
 from overt.server.mount import UNTIL_ASKED, Mount, whole
@@ -50,7 +49,7 @@ def statx(mount: Mount, request: Request) -> Reply:
     valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     blocks = st.blocks if node.data is None else whole(st.size)
     st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)
-    return mount.session.statx(request.unique, valid, mount.statx(st))
+    return mount.session.statx(request.unique, valid, mount.statx(node, st))
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:
@@ -72,14 +71,9 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
         if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
             drop_privileges(tree, node, request)
-        owner = uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1
-        if node.anchor >= 0:
-            os.chown(tree.path(node), *owner)
-        else:
-            directory, name = tree.at(node)
-            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
+        tree.chown(node, uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1)
     if valid & fuse.FATTR_MODE:
-        _chmod(tree, node, stat.S_IMODE(mode))
+        tree.chmod(node, stat.S_IMODE(mode))
     elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
         drop_privileges(tree, node, request)
     if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
@@ -104,14 +98,6 @@ def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
         os.ftruncate(fd, size)
     finally:
         os.close(fd)
-
-
-def _chmod(tree: Tree, node: Node, mode: int) -> None:
-    if node.anchor >= 0:
-        os.chmod(tree.path(node), mode)
-    else:
-        directory, name = tree.at(node)
-        os.chmod(name, mode, dir_fd=directory)
 
 
 def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request) -> None:
@@ -140,11 +126,11 @@ def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
     if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *groups_of(request.pid))):
         gone |= stat.S_ISGID
     if gone:
-        _chmod(tree, node, stat.S_IMODE(mode & ~gone))
+        tree.chmod(node, stat.S_IMODE(mode & ~gone))
     if node.xattrs is not None and _CAPABILITY not in node.xattrs:
         return
     try:
-        os.removexattr(tree.path(node), _CAPABILITY, follow_symlinks=node.anchor >= 0)
+        os.removexattr(tree.path(node), tree.stored_xattr(node, _CAPABILITY), follow_symlinks=node.anchor >= 0)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
@@ -169,15 +155,14 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     # files have none, and one list answers for all.
     if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
         return mount.session.error(request.unique, errno.ENODATA)
-    name = marks.stored(mount.tree.prefix, request.name)
+    name = mount.tree.stored_xattr(node, request.name)
     value = os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, mount.xattr(request.name, value))
 
 
 def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
-    prefix = mount.tree.prefix
     names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
-    shown = (marks.shown(prefix, os.fsencode(name)) for name in names)
+    shown = (mount.tree.shown_xattr(node, os.fsencode(name)) for name in names)
     node.xattrs = frozenset(name for name in shown if name is not None and name not in mount.unlisted)
     return node.xattrs
 
@@ -196,12 +181,12 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     node = tree.node(request.nodeid)
     copy_up(tree, node, data=mount.waits_for(data_key(node)))
     node.xattrs = None
-    name, flags = marks.stored(tree.prefix, request.name), request.arg[1]
+    name, flags = tree.stored_xattr(node, request.name), request.arg[1]
     os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode
         if mode & stat.S_ISGID:
-            _chmod(tree, node, stat.S_IMODE(mode & ~stat.S_ISGID))
+            tree.chmod(node, stat.S_IMODE(mode & ~stat.S_ISGID))
     tree.touched(node)
     return mount.session.empty(request.unique)
 
@@ -211,12 +196,11 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    name = marks.stored(tree.prefix, request.name)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
-        os.getxattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
+        os.getxattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
     copy_up(tree, node, data=mount.waits_for(data_key(node)))
     node.xattrs = None
-    os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
+    os.removexattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
     tree.touched(node)
     return mount.session.empty(request.unique)
 

@@ -15,6 +15,7 @@ from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
 from overt.overlay.view import ACLS
+from overt.server import identity
 from overt.server.caller import is_dying
 from overt.server.events import Events
 from overt.server.pool import Pool, Work
@@ -172,7 +173,7 @@ class Mount:
             if refusal.reply:
                 self.send(refusal.reply)
             return
-        self.dispatch(request)
+        self.take(request)
 
     def dispatch(self, request: Request) -> None:
         """Call the handler of a request, and send what it returns."""
@@ -200,6 +201,9 @@ class Mount:
                 os.write(self.fd, reply)
             except OSError as error:
                 self._unsent(error)
+
+    take = dispatch
+    """the same for a request that has just come, and is as the kernel says it (a viewed mount translates it here)"""
 
     def send(self, message: bytes | memoryview, data: memoryview | None = None) -> None:
         """Write a reply or a notification; any thread."""
@@ -336,9 +340,13 @@ class Mount:
             request.unique, node.id, 0, UNTIL_ASKED if node.mappers else self.forever, self.attr(node, st)
         )
 
-    def statx(self, st: fuse.Statx) -> fuse.Statx:
+    def statx(self, node: Node, st: fuse.Statx) -> fuse.Statx:
         """What statx(2) is to show of a file that is `st`."""
         return st
+
+    def become(self, request: Request, umask: int) -> None:
+        """Make files as the caller from here on."""
+        identity.become(request.uid, request.gid, umask)
 
     def xattr(self, name: bytes, value: bytes) -> bytes:
         """What an xattr is to show."""

@@ -147,7 +147,7 @@ def _set_opaque(tree: Tree, directory: int, name: bytes) -> None:
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
     node = tree.enter(parent, name, (UPPER,), st)
     _list(tree, parent, name, node)
-    return node, st
+    return node, tree.created(parent, node, st)
 
 
 def _list(tree: Tree, parent: Node, name: bytes, node: Node | None) -> None:
@@ -183,7 +183,8 @@ def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.s
     fd = os.open(b".", flags & ~os.O_CREAT | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=upper)
     anchor = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
     st = os.fstat(fd)
-    return tree.enter_nameless(st, anchor), st, fd
+    node = tree.enter_nameless(st, anchor)
+    return node, tree.created(parent, node, st), fd
 
 
 def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.stat_result]:
@@ -236,7 +237,7 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
-    return os.stat(name, dir_fd=upper, follow_symlinks=False)
+    return tree.shown(node, os.stat(name, dir_fd=upper, follow_symlinks=False))
 
 
 # Names that go
@@ -324,7 +325,8 @@ def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
     fresh = tree.temporary()
     os.mkdir(fresh, 0o700, dir_fd=tree.work)
     try:
-        carry(tree, upper, name, os.stat(name, dir_fd=upper, follow_symlinks=False), fresh)
+        st = os.stat(name, dir_fd=upper, follow_symlinks=False)
+        carry(tree, UPPER, upper, name, st, fresh, tree.notes(node, st))
         _set_opaque(tree, tree.work, fresh)
         renameat2(tree.work, fresh, upper, name, RENAME_EXCHANGE)
     except OSError:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
@@ -23,6 +24,7 @@ from overt.tree.tree import Later, Tree
 
 Name = tuple[Node, bytes]
 """a directory of the merged tree, and a name in it"""
+Carried = Callable[[bytes], bytes | None]
 Opened = list[tuple[int, int]]
 """descriptors, and those that are to take their place"""
 
@@ -111,15 +113,16 @@ def _keeps_number(node: Node, st: os.stat_result) -> bool:
     return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1 or node.index is not None
 
 
-def _marks(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> dict[bytes, bytes]:
-    """What is to be written down of where a copy comes from."""
+def _notes(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> dict[bytes, bytes]:
+    """xattrs that say where a copy comes from, and whatever else its file has not got itself."""
     mode = st.st_mode
     by_owner = tree.prefix == marks.USER_PREFIX
+    found = tree.notes(node, st)
     if not _keeps_number(node, st) or (by_owner and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
-        return {}
-    found = {marks.ORIGIN: tree.handles.of(tree.layers[node.layer], directory, name)}
+        return found
+    found[tree.prefix + marks.ORIGIN] = tree.handles.of(tree.layers[node.layer], directory, name)
     if node.index is not None:
-        found[marks.NLINK] = beside_upper(node.index.lower - 1)
+        found[tree.prefix + marks.NLINK] = beside_upper(node.index.lower - 1)
     return found
 
 
@@ -192,16 +195,18 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     own = tree.open_own(node, os.O_RDONLY)
     source = -1
     try:
-        notes = _marks(tree, node, st, own, b"")
+        notes = _notes(tree, node, st, own, b"")
         if length and node.data is not None:
             source = tree.open(node, os.O_RDONLY)
     except OSError:
         os.close(own)
         raise
 
+    carried = tree.carried(node.layer)
+
     def work() -> int:
         try:
-            return _copy(tree, own, source, st, length, notes, flush=flush, metacopy=limit == _ATTRIBUTES)
+            return _copy(tree, own, source, st, length, carried, notes, flush=flush, metacopy=limit == _ATTRIBUTES)
         finally:
             os.close(own)
             if source >= 0:
@@ -217,8 +222,8 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
 
 
 def _copy(
-    tree: Tree, own: int, source: int, st: os.stat_result, length: int, notes: dict[bytes, bytes], *, flush: bool,
-    metacopy: bool,
+    tree: Tree, own: int, source: int, st: os.stat_result, length: int, carried: Carried, notes: dict[bytes, bytes], *,
+    flush: bool, metacopy: bool,
 ) -> int:  # fmt: skip
     """A nameless copy, in the work directory, of all attributes of `own` and `length` bytes of it, or of `source`.
 
@@ -227,14 +232,15 @@ def _copy(
     copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
     try:
         _copy_data(source if source >= 0 else own, copy, length)
-        os.fchown(copy, st.st_uid, st.st_gid)
-        _copy_xattrs(tree, own, copy)
-        for mark, value in notes.items():
-            os.setxattr(copy, tree.prefix + mark, value)
+        owner = tree.own(st)
+        os.fchown(copy, owner.uid, owner.gid)
+        _copy_xattrs(own, copy, carried)
+        for xattr, value in notes.items():
+            os.setxattr(copy, xattr, value)
         if metacopy:
             os.truncate(copy, st.st_size)
             os.setxattr(copy, tree.prefix + marks.METACOPY, b"")
-        os.fchmod(copy, stat.S_IMODE(st.st_mode))
+        os.fchmod(copy, owner.mode)
         os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
         if flush:
             os.fsync(copy)
@@ -358,7 +364,7 @@ def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
 # Attributes
 
 
-def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
+def _copy_xattrs(source: int | bytes, copy: int | bytes, carried: Carried) -> None:
     try:
         names = os.listxattr(source, follow_symlinks=False) if isinstance(source, bytes) else os.listxattr(source)
     except OSError as error:
@@ -368,21 +374,31 @@ def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
     follow = {"follow_symlinks": False} if isinstance(source, bytes) else {}
     for text in names:
         name = os.fsencode(text)
-        if marks.shown(tree.prefix, name) is None:
+        to = carried(name)
+        if to is None:
             continue
         try:
-            os.setxattr(copy, name, os.getxattr(source, name, **follow), **follow)
+            os.setxattr(copy, to, os.getxattr(source, name, **follow), **follow)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP or marks.must_copy(name):
                 raise
 
 
-def carry(tree: Tree, directory: int, name: bytes, st: os.stat_result, temporary: bytes) -> None:
-    """Give a file in the work directory the owner, xattrs, mode and times of `name` in `directory`, which are `st`."""
-    os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
-    _copy_xattrs(tree, xattr_path(directory, name), xattr_path(tree.work, temporary))
+def carry(
+    tree: Tree, layer: int, directory: int, name: bytes, st: os.stat_result, temporary: bytes, notes: dict[bytes, bytes]
+) -> None:
+    """Give a file in the work directory the owner, xattrs, mode and times of a layer's `name` in `directory`.
+
+    They are `st`; `notes` are further xattrs.
+    """
+    owner = tree.own(st)
+    os.chown(temporary, owner.uid, owner.gid, dir_fd=tree.work, follow_symlinks=False)
+    copy = xattr_path(tree.work, temporary)
+    _copy_xattrs(xattr_path(directory, name), copy, tree.carried(layer))
+    for xattr, value in notes.items():
+        os.setxattr(copy, xattr, value, follow_symlinks=False)
     if not stat.S_ISLNK(st.st_mode):
-        os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+        os.chmod(temporary, owner.mode, dir_fd=tree.work)
     os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
 
 
@@ -397,9 +413,7 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, place: tup
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
-        for mark, value in _marks(tree, node, st, source, name).items():
-            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + mark, value, follow_symlinks=False)
-        carry(tree, source, name, st, temporary)
+        carry(tree, node.layer, source, name, st, temporary, _notes(tree, node, st, source, name))
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
         done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)

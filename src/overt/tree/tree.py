@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from overt.overlay import marks, redirect
 from overt.overlay.listing import DT_DIR, Entry
 from overt.overlay.numbers import Numbers
+from overt.overlay.owners import Owner
 from overt.tree.copies import is_impure, origin_of
 from overt.tree.data import open_data
 from overt.tree.follow import discover
@@ -165,6 +166,52 @@ class Tree(Known):
             return b"/proc/self/fd/%d" % node.anchor
         directory, name = self.at(node)
         return b"/proc/self/fd/%d/%b" % (directory, name)
+
+    # What a tree that keeps owners elsewhere does otherwise (overt.tree.owners)
+
+    def shown(self, node: Node, st: os.stat_result) -> os.stat_result:
+        """What is to be shown of a file whose own attributes are `st`."""
+        return st
+
+    def created(self, parent: Node, node: Node, st: os.stat_result) -> os.stat_result:
+        """A file was made, and its own attributes are `st`; return what is to be shown of it."""
+        return st
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """chmod(2)."""
+        if node.anchor >= 0:
+            os.chmod(self.path(node), mode)
+        else:
+            directory, name = self.at(node)
+            os.chmod(name, mode, dir_fd=directory)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """lchown(2)."""
+        if node.anchor >= 0:
+            os.chown(self.path(node), uid, gid)
+        else:
+            directory, name = self.at(node)
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+
+    def notes(self, node: Node, st: os.stat_result) -> dict[bytes, bytes]:
+        """xattrs that a copy of a file, which is `st`, is to have beside those of the file."""
+        return {}
+
+    def own(self, st: os.stat_result) -> Owner:
+        """The owner and mode that a copy of a file, which is `st`, is to have; any thread."""
+        return Owner(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+
+    def carried(self, layer: int) -> Callable[[bytes], bytes | None]:
+        """How a copy of a layer's file calls the file's xattrs, None for those that stay behind; for any thread."""
+        return lambda xattr: None if marks.shown(self.prefix, xattr) is None else xattr
+
+    def stored_xattr(self, node: Node, name: bytes) -> bytes:
+        """The name that a file's layer has for what users call `name`."""
+        return marks.stored(self.prefix, name)
+
+    def shown_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """What users call an xattr of a file's layer; None for what is not theirs."""
+        return marks.shown(self.prefix, name)
 
     def name_of(self, node: Node) -> str:
         """The file's path in the overlay, for people."""
