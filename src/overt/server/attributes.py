@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 
 from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
@@ -11,7 +12,7 @@ from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.server import identity
 from overt.server.caller import groups_of
 from overt.server.mount import UNTIL_ASKED, Mount, whole
-from overt.tree.copyup import copy_up, data_key
+from overt.tree.copyup import Filling, changing, copy_up
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
@@ -63,29 +64,43 @@ def setattr_(mount: Mount, request: Request) -> Reply:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     identity.become_root()
     sized = bool(valid & fuse.FATTR_SIZE)
-    copy_up(tree, node, size if sized else None, data=sized or mount.waits_for(data_key(node)))
+    copy_up(tree, node, size if sized else None, data=sized)
     if valid & fuse.FATTR_SIZE:
         _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
-    # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel
-    # leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities (chown_common).
-    if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
-        if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
+    with changing(node) as filling:
+        # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the
+        # kernel leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities
+        # (chown_common).
+        if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
+            if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
+                drop_privileges(tree, node, request)
+            tree.chown(node, uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1)
+            if filling is not None:
+                filling.capability = None
+        if valid & fuse.FATTR_MODE:
+            tree.chmod(node, stat.S_IMODE(mode))
+        elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
             drop_privileges(tree, node, request)
-        tree.chown(node, uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1)
-    if valid & fuse.FATTR_MODE:
-        tree.chmod(node, stat.S_IMODE(mode))
-    elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
-        drop_privileges(tree, node, request)
-    if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
-        times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
-        if valid & fuse.FATTR_ATIME:
-            times[0] = (0, UTIME_NOW) if valid & fuse.FATTR_ATIME_NOW else (atime, atime_ns)
-        if valid & fuse.FATTR_MTIME:
-            times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
-        directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
-        utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+            if filling is not None:
+                filling.capability = None
+        if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
+            times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
+            if valid & fuse.FATTR_ATIME:
+                times[0] = (0, UTIME_NOW) if valid & fuse.FATTR_ATIME_NOW else (atime, atime_ns)
+            if valid & fuse.FATTR_MTIME:
+                times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
+            directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
+            utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+            if filling is not None:
+                _note_times(filling, times)
     tree.touched(node)
     return getattr_(mount, request)
+
+
+def _note_times(filling: Filling, times: list[tuple[int, int]]) -> None:
+    for which, (seconds, rest) in enumerate(times):
+        if rest != UTIME_OMIT:
+            filling.times[which] = time.time_ns() if rest == UTIME_NOW else seconds * 10**9 + rest
 
 
 def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
@@ -179,10 +194,13 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    copy_up(tree, node, data=mount.waits_for(data_key(node)))
+    copy_up(tree, node)
     node.xattrs = None
     name, flags = tree.stored_xattr(node, request.name), request.arg[1]
-    os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
+    with changing(node) as filling:
+        os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
+        if filling is not None and name == _CAPABILITY:
+            filling.capability = bytes(request.payload)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode
         if mode & stat.S_ISGID:
@@ -198,9 +216,14 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     node = tree.node(request.nodeid)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
         os.getxattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
-    copy_up(tree, node, data=mount.waits_for(data_key(node)))
+    copy_up(tree, node)
     node.xattrs = None
-    os.removexattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
+    name = tree.stored_xattr(node, request.name)
+    with changing(node) as filling:
+        if filling is not None and name == _CAPABILITY and filling.capability is not None:
+            os.setxattr(tree.path(node), name, filling.capability, follow_symlinks=node.anchor >= 0)
+            filling.capability = None  # it is to go for good, also if writing has taken it away before us
+        os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
     tree.touched(node)
     return mount.session.empty(request.unique)
 

@@ -265,6 +265,7 @@ class Mount:
         waiting = self._waiting.get(later.key)
         if waiting is not None:
             waiting.append(request)
+            later.abandon()
             return
         self._waiting[later.key] = [request]
 
@@ -281,10 +282,6 @@ class Mount:
 
         self.begin()
         self._have_done(work)
-
-    def waits_for(self, key: object) -> bool:
-        """Whether the work that `key` names is under way (`Later`)."""
-        return key in self._waiting
 
     def _resume(self, later: Later, result: object) -> None:
         try:

@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
@@ -208,9 +209,12 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
         try:
             return _copy(tree, own, source, st, length, carried, notes, flush=flush, metacopy=limit == _ATTRIBUTES)
         finally:
-            os.close(own)
-            if source >= 0:
-                os.close(source)
+            abandon()
+
+    def abandon() -> None:
+        os.close(own)
+        if source >= 0:
+            os.close(source)
 
     if not flush and length <= tree.inline_copy:
         return work()
@@ -218,7 +222,7 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     def finish(copy: object) -> None:
         tree.prepared[node, limit] = copy
 
-    raise Later((node, limit), work, finish)
+    raise Later((node, limit), work, finish, abandon)
 
 
 def _copy(
@@ -250,9 +254,39 @@ def _copy(
     return copy
 
 
-def data_key(node: Node) -> tuple[Node, int]:
-    """What names the fetching of a file's data. Its attributes must not change meanwhile: they are put back."""
-    return node, _DATA
+class Filling:
+    """What a file is to have when its data has come, for writing that changes times and takes capabilities away.
+
+    It may be changed while a worker brings the data, which can take for ever: `lock` keeps the two apart, and is not
+    held while data is waited for.
+    """
+
+    __slots__ = ("capability", "done", "lock", "times")
+
+    def __init__(self, st: os.stat_result, capability: bytes | None) -> None:
+        self.times = [st.st_atime_ns, st.st_mtime_ns]
+        self.capability = capability
+        self.lock = threading.Lock()
+        self.done = False
+
+    def put_back(self, fd: int) -> None:
+        """The data has come, or will not: from here on the file is like any other."""
+        with self.lock:
+            self.done = True
+            if self.capability is not None:
+                os.setxattr(fd, _CAPABILITY, self.capability)
+            os.utime(fd, ns=(self.times[0], self.times[1]))
+
+
+@contextlib.contextmanager
+def changing(node: Node) -> Iterator[Filling | None]:
+    """Attributes of a file change; the body notes in what it gets, if anything, what is to stay so."""
+    filling: Filling | None = node.filling
+    if filling is None:
+        yield None
+        return
+    with filling.lock:
+        yield filling
 
 
 def _fetch(tree: Tree, node: Node) -> None:
@@ -262,7 +296,7 @@ def _fetch(tree: Tree, node: Node) -> None:
     or an error before that leaves the data where it was. All of it comes, also for one who is about to cut it off: two
     who wait may want different parts, and he who cuts may fail.
     """
-    key = data_key(node)
+    key = node, _DATA
     target = tree.prepared.pop(key, None)
     if not isinstance(target, int):
         st = tree.stat(node)
@@ -273,15 +307,22 @@ def _fetch(tree: Tree, node: Node) -> None:
             os.close(source)
             raise
         flush = tree.sync != "volatile" and st.st_size > 0
+        if node.filling is None or node.filling.done:  # otherwise somebody else's work is under way, with this one
+            node.filling = Filling(st, _capability(target))
+        filling = node.filling
 
         def work() -> int:
-            return _fill(source, target, st, flush=flush)
+            return _fill(source, target, st.st_size, filling, flush=flush)
 
         def finish(filled: object) -> None:
             tree.prepared[key] = filled
 
+        def abandon() -> None:
+            os.close(source)
+            os.close(target)
+
         if flush or st.st_size > tree.inline_copy:
-            raise Later(key, work, finish)
+            raise Later(key, work, finish, abandon)
         work()
     try:
         opened = _open_again(node, target)
@@ -292,26 +333,28 @@ def _fetch(tree: Tree, node: Node) -> None:
             raise
     finally:
         os.close(target)
-    node.data = None
+    node.data = node.filling = None
+    node.xattrs = None  # whoever asked while a capability was taken away was told so
     tree.changed.append(node.id)
     _take_over(opened)
 
 
-def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
-    """Copy all data into `target`, which keeps its attributes, `st`, and is closed on errors; `source` is closed."""
+def _capability(fd: int) -> bytes | None:
+    try:
+        return os.getxattr(fd, _CAPABILITY)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return None
+
+
+def _fill(source: int, target: int, length: int, filling: Filling, *, flush: bool) -> int:
+    """Copy all data into `target`, which keeps its attributes and is closed on errors; `source` is closed."""
     try:
         try:
-            capability = os.getxattr(target, _CAPABILITY)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-                raise
-            capability = None
-        try:
-            _copy_data(source, target, st.st_size)
+            _copy_data(source, target, length)
         finally:
-            if capability is not None:  # writing has taken it away
-                os.setxattr(target, _CAPABILITY, capability)
-        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+            filling.put_back(target)
         if flush:
             os.fsync(target)
     except BaseException:

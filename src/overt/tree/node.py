@@ -23,6 +23,7 @@ class Node:
         "data",
         "dropped",
         "fds",
+        "filling",
         "handles",
         "id",
         "impure",
@@ -68,6 +69,8 @@ class Node:
         """what its mark in the upper says of that"""
         self.data: Any = None
         """where the data of a file is that has only attributes in its layer (overt.tree.data.Data)"""
+        self.filling: Any = None
+        """what the file is to have when its data, which is being fetched, has come (overt.tree.copyup.Filling)"""
         self.impure: bool | None = None
         """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
         self.index: Any = None

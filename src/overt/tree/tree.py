@@ -30,14 +30,16 @@ class Later(Exception):
     """Raised by a verb that has to wait for long work: do `work` elsewhere, then `finish` here, then call the verb
     again.
 
-    `key` names the work, so that two who wait for the same do it once. `finish` gets what `work` returned or raised.
+    `key` names the work, so that two who wait for the same do it once: the second has to `abandon` his. `finish` gets
+    what `work` returned or raised.
     """
 
-    def __init__(self, key: object, work: Work, finish: Finish) -> None:
+    def __init__(self, key: object, work: Work, finish: Finish, abandon: Callable[[], None]) -> None:
         super().__init__(key)
         self.key = key
         self.work = work
         self.finish = finish
+        self.abandon = abandon
 
 
 class Tree(Known):
