@@ -236,13 +236,14 @@ def _copy(
     copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
     try:
         _copy_data(source if source >= 0 else own, copy, length)
+        if metacopy:
+            os.truncate(copy, st.st_size)  # before it has capabilities, which that takes away
         owner = tree.own(st)
         os.fchown(copy, owner.uid, owner.gid)
         _copy_xattrs(own, copy, carried)
         for xattr, value in notes.items():
             os.setxattr(copy, xattr, value)
         if metacopy:
-            os.truncate(copy, st.st_size)
             os.setxattr(copy, tree.prefix + marks.METACOPY, b"")
         os.fchmod(copy, owner.mode)
         os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
