@@ -45,8 +45,10 @@ def compare(
                 build(roots[number], tree, roots[number + 1 :])
         half = len(doing) // 2
         compare_on(ours, theirs, doing[:half])
-        if "index=on" not in features:
-            for layers in (ours, theirs):
+        for layers in (ours, theirs):
+            if "index=on" in features:
+                layers.forget_volatile()
+            else:
                 layers.stack()
         compare_on(theirs, ours, doing[half:])
     finally:
