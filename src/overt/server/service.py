@@ -25,12 +25,9 @@ from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
+from overt.server.trees import make_tree
 from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog, abort, is_stuck
-from overt.tree.images import ImageTree
-from overt.tree.layer import Layer
-from overt.tree.owners import OwnersImageTree, OwnersTree, kinds_of
-from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
 
 _START = 10.0
@@ -135,12 +132,7 @@ class Service:
                 if options.unseen == "refuse":
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
-            tree = _kind_of_tree(options)(
-                layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
-                metacopy=options.metacopy, data=layers.data, index=index,
-            )  # fmt: skip
-            if isinstance(tree, OwnersTree):
-                tree.kinds = _kinds_of_owners(layers.layers, options)
+            tree = make_tree(options, layers, self.engine.cache, index)
             connection = connect(options)
         except BaseException:
             if upper is not None and account is not None:
@@ -443,19 +435,6 @@ def _is_covered(mount: Mount) -> bool:
         return os.stat(mount.target).st_dev != mount.device
     except OSError:  # its own error: the connection was aborted, or the upper has shut down
         return False
-
-
-def _kind_of_tree(options: Options) -> type[Tree]:
-    if options.view.permissions:
-        return OwnersImageTree if options.whiteout_files else OwnersTree
-    return ImageTree if options.whiteout_files else Tree
-
-
-def _kinds_of_owners(layers: list[Layer], options: Options) -> dict[int, bytes | None]:
-    try:
-        return kinds_of(layers, options.view.permissions)
-    except OSError as error:
-        raise Refusal(f"xattr_permissions={options.view.permissions}: {error.strerror}") from None
 
 
 def _take_down(mount: Mount) -> None:
