@@ -217,7 +217,7 @@ def copy_flush() -> None:
 
 def faults(path: str) -> None:
     """One system call of a copy-up fails: the file `path` says which one, counted from when it was written, and how."""
-    from overt.tree import copyup
+    from overt.tree import copyup, index
 
     state = {"mark": 0, "count": 0}
 
@@ -240,7 +240,7 @@ def faults(path: str) -> None:
         return attempt
 
     class Module:
-        """`os` or `fcntl` as copyup sees it; closing does not fail."""
+        """`os` or `fcntl` as copyup and index see it; closing does not fail."""
 
         def __init__(self, module):
             self.module = module
@@ -258,6 +258,8 @@ def faults(path: str) -> None:
     copyup.os = Module(os)
     copyup.fcntl = Module(copyup.fcntl)
     copyup.utimensat = counted("utimensat", copyup.utimensat)
+    index.os = copyup.os
+    index.utimensat = copyup.utimensat
 
 
 def fuseblk() -> None:

@@ -269,3 +269,56 @@ def test_whichever_system_call_fails_while_data_and_attributes_are_apart_nothing
         failed.append(call)
     assert len(failed) > 5, failed
     assert len(failed) < 99
+
+
+def unlink(path: Path) -> None:
+    os.unlink(path)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("make", [make_file, make_link])
+@pytest.mark.parametrize("change", [change_owner, unlink, rename, link])
+def test_whichever_system_call_fails_a_hard_link_stays_one_file(
+    faulty: tuple[Scene, Faults], make: Callable[[Path], None], change: Callable[[Path], None], code: int
+) -> None:
+    """index=on: what fails may leave a copy, which all names show, and which has the content that there was."""
+    scene, faults = faulty
+    failed = []
+    for number in range(1, 100):
+        name = f"hard-{make.__name__}-{change.__name__}-{code}-{number}"
+        make(scene.lower / name)
+        os.link(scene.lower / name, scene.lower / f"{name}-other", follow_symlinks=False)
+        overlay = scene.overlay("index=on")
+        place, other = overlay.target / name, overlay.target / f"{name}-other"
+        before = read_file(place)
+        ino = os.lstat(other).st_ino
+        faults.set(number, code)
+        result = told(change, place)
+        call = faults.happened()
+        faults.set(0)
+        if result:
+            assert result == code, call
+            for again in (False, True):
+                if again:
+                    overlay.umount()
+                    scene.again(overlay, "index=on")
+                assert read_file(place) == read_file(other) == before, call
+                assert {os.lstat(path).st_ino for path in (place, other)} == {ino}, call
+                assert {os.lstat(path).st_nlink for path in (place, other)} == {2}, call
+            assert told(change, place) == 0, call
+        expected = {change_owner: 2, unlink: 1, rename: 2, link: 3}[change]
+        for again in (False, True):
+            if again:
+                overlay.umount()
+                scene.again(overlay, "index=on")
+            st = os.lstat(other)
+            assert (st.st_ino, st.st_nlink, st.st_uid) == (ino, expected, int(change is change_owner)), call
+            if change is change_owner:
+                assert os.lstat(place).st_uid == 1, call
+        assert work_is_clean(overlay), call
+        overlay.umount()
+        if not call:
+            break
+        failed.append(call)
+    assert len(failed) > 5, failed
+    assert len(failed) < 99

@@ -40,6 +40,30 @@ def test_a_removed_file_and_an_opaque_directory(place: Place) -> None:
     assert sorted(os.listdir(place.merged)) == ["of0", "of50"]
 
 
+def test_a_name_beside_its_own_whiteout_is_there_and_hides_what_is_below(place: Place) -> None:
+    top = place.base / "top"
+    (top / "dir").mkdir(parents=True)
+    for name in (".wh.dir", ".wh.of1"):
+        (top / name).touch()
+    (top / "of1").write_text("of the same layer")
+    (top / "dir/above").touch()
+    (place.lower / "dir/below").touch()
+    done = place.call("-o", f"lowerdir={top}:{place.lower},upperdir=upper,workdir=work", place.merged)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(place.merged)) == ["dir", "of0", "of1", "of50"]
+    assert (place.merged / "of1").read_text() == "of the same layer"
+    assert os.listdir(place.merged / "dir") == ["above"]
+    assert not (place.merged / "dir/below").exists()
+    # It is of a lower layer, so that to remove it takes a whiteout.
+    for name in ("of1", "dir/above"):
+        (place.merged / name).unlink()
+    (place.merged / "dir").rmdir()
+    assert sorted(os.listdir(place.merged)) == ["of0", "of50"]
+    assert sorted(os.listdir(place.upper)) == ["dir", "of1"]
+    (place.merged / "dir").mkdir()
+    assert os.listdir(place.merged / "dir") == []
+
+
 def test_what_fuse_overlayfs_has_marked_opaque(place: Place) -> None:
     top = place.base / "top"
     (top / "dir").mkdir(parents=True)
@@ -70,17 +94,18 @@ def make(oci: Path, plain: Path, dice: random.Random, depth: int = 0) -> None:
     for name in NAMES:
         kind = dice.choice(("nothing", "file", "directory", "whiteout"))
         if kind == "file":
+            if dice.random() < 0.2:
+                (oci / f".wh.{name}").touch()
             (oci / name).write_text(str(oci.parent))
             (plain / name).write_text(str(oci.parent))
         elif kind == "whiteout":
             (oci / f".wh.{name}").touch()
             os.mknod(plain / name, 0o020000, 0)
         elif kind == "directory" and depth < 2 and dice.random() < 0.2:
-            # Beside its whiteout in one layer: gone, as docs/decisions/0013 has it, and fuse-overlayfs.
-            (oci / name).mkdir()
-            (oci / name / NAMES[0]).touch()
+            # Beside its whiteout in one layer: it is there, and nothing shows through (docs/decisions/0015).
+            make(oci / name, plain / name, dice, depth + 1)
             (oci / f".wh.{name}").touch()
-            os.mknod(plain / name, 0o020000, 0)
+            os.setxattr(plain / name, "trusted.overlay.opaque", b"y")
         elif kind == "directory" and depth < 2:
             make(oci / name, plain / name, dice, depth + 1)
 

@@ -15,6 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs/fuse-overlayfs.md").read_text()
 KNOWN = [
     "redirect_dir=off", 'context="u:r:t:s0:c1,c2"', "uidmapping=0:1000:1", "gidmapping=0:1000:1", "timeout=3.5",
     "threaded=1", "fsync=0", "fsync=1", "fast_ino=1", "writeback=0", "noxattrs=1", "plugins=", "xattr_permissions=0",
+    "xattr_permissions=1", "xattr_permissions=2",
     "squash_to_root", "squash_to_uid=5", "squash_to_gid=5", "ino32_t", "static_nlink", "volatile", "noacl",
     "xino=off", "xino=auto", "xino=on", "clone_fd", "max_idle_threads=3", "max_idle_threads", "max_threads=4",
     "allow_other", "allow_root", "auto_unmount", "default_permissions", "debug", "fsname=x", "subtype=y", "dev",
@@ -42,7 +43,7 @@ def test_the_page_has_both_tables() -> None:
         assert f"| {reason} |" in PAGE
 
 
-@pytest.mark.parametrize("option", ["plugins=/a.so", "redirect_dir=maybe", "xattr_permissions=2"])
+@pytest.mark.parametrize("option", ["plugins=/a.so", "redirect_dir=maybe", "xattr_permissions=3"])
 def test_what_cannot_be_is_refused(option: str) -> None:
     with pytest.raises(OptionError, match=option):
         parse(f"{LAYERS},{option}")

@@ -63,7 +63,7 @@ class Layers:
     def umount(self) -> None:
         """Unmount, and show that nothing is left in the work directory."""
         self.client.umount(str(self.path))
-        assert sorted(os.listdir(self.work)) in ([], ["work"])
+        assert set(os.listdir(self.work)) <= {"work", "index"}
         assert set(os.listdir(self.work / "work")) <= {"incompat"}
 
     @contextmanager
@@ -71,7 +71,7 @@ class Layers:
         """The same layers mounted by the kernel; what overt has mounted is unmounted first."""
         if os.path.ismount(self.path):
             self.umount()
-        shutil.rmtree(self.work / "work" / "incompat", ignore_errors=True)
+        self.forget_volatile()
         asked = {option.partition("=")[0] for option in self.features.split(",")}
         if "metacopy=on" in self.features:
             asked.add("redirect_dir")  # it is on then, and off would contradict it
@@ -82,6 +82,10 @@ class Layers:
             yield self.path
         finally:
             mounts.umount(self.path)
+
+    def forget_volatile(self) -> None:
+        """What a volatile mount left does not matter, and may be mounted again."""
+        shutil.rmtree(self.work / "work" / "incompat", ignore_errors=True)
 
     def stack(self) -> None:
         """What was the upper becomes the topmost lower layer, under a new upper. Not while it is mounted."""

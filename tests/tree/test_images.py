@@ -31,7 +31,7 @@ def image(new_layers: Callable[..., Layers]) -> Layers:
 
 
 EXPECTED = {
-    ".": ["back", "dir", "opaque", "whole", "x"], "dir": ["seen"], "opaque": ["new", "top"], "whole": ["new"],
+    ".": ["back", "dir", "opaque", "same", "whole", "x"], "dir": ["seen"], "opaque": ["new", "top"], "whole": ["new"],
     "x": ["y"], "x/y": ["new"],
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ def listed(root: Path) -> dict[str, list[str]]:
 
 def test_files_that_are_whiteouts_hide(image: Layers) -> None:
     root = image.mount()
-    for name in ("gone", "dir/gone", "opaque/deep", "whole/gone", "same", ".wh.gone", "opaque/.wh..wh..opq", "x/y/z"):
+    for name in ("gone", "dir/gone", "opaque/deep", "whole/gone", ".wh.gone", "opaque/.wh..wh..opq", "x/y/z"):
         assert not os.path.lexists(root / name)
     assert listed(root) == EXPECTED
     assert (root / "back").read_text() == "lower0/back"
@@ -60,10 +60,12 @@ def fuse_overlayfs(layers: Layers) -> Iterator[Path]:
 
 @pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="no fuse-overlayfs")
 def test_as_fuse_overlayfs_shows_them(image: Layers) -> None:
+    """But for a name beside its own whiteout, which is gone there (docs/decisions/0015)."""
+    (image.lowers[0] / "same").unlink()
     with fuse_overlayfs(image) as path:
         expected = describe(path)
     root = image.mount()
-    assert listed(root) == EXPECTED
+    assert listed(root) == EXPECTED | {".": [name for name in EXPECTED["."] if name != "same"]}
     shown = describe(root)
     assert {name: value[:2] for name, value in shown.items()} == {name: value[:2] for name, value in expected.items()}
     assert list(shown) == list(expected)
@@ -82,7 +84,15 @@ def test_what_is_written_are_the_kernels_marks(image: Layers) -> None:
     before = describe(root)
     image.umount()
     assert describe(image.mount()) == before
-    assert listed(root)["."] == ["dir", "gone", "moved", "opaque", "whole", "x"]
+    assert listed(root)["."] == ["dir", "gone", "moved", "opaque", "same", "whole", "x"]
+
+
+@pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="no fuse-overlayfs")
+def test_where_fuse_overlayfs_differs(image: Layers) -> None:
+    """What docs/decisions/0015 says of it; here the layer's own name is there."""
+    with fuse_overlayfs(image) as path:
+        assert not os.path.lexists(path / "same")
+    assert (image.mount() / "same").read_text() == "lower0/same"
 
 
 def test_directories_are_renamed_and_removed(image: Layers) -> None:
@@ -114,7 +124,7 @@ def test_a_copy_keeps_its_number(image: Layers) -> None:
 def test_a_layer_that_hides_all_below(image: Layers) -> None:
     (image.lowers[1] / ".wh..wh..opq").touch()
     root = image.mount()
-    assert listed(root)["."] == ["back", "dir", "opaque", "whole", "x"]
+    assert listed(root)["."] == ["back", "dir", "opaque", "same", "whole", "x"]
     assert not (root / "dir" / "seen").exists()
 
 

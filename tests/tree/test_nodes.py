@@ -61,7 +61,7 @@ class Kernel:
             self.tree.forget(number, count)
             self.tree.cache.trim()
         assert list(self.tree.nodes.values()) == [self.tree.root]
-        assert not self.tree.upper_files
+        assert not self.tree.files
         assert not self.tree.root.children
 
 
@@ -174,3 +174,24 @@ def test_inode_numbers_of_removed_copies_are_given_back(furnished: Layers) -> No
         change.unlink(tree, kernel.look("a/b"), b"lower0")
         assert not tree.origins
         kernel.forget_everything()
+
+
+def test_who_waits_for_work_that_is_under_way_lets_go_of_his_own(layers: Layers) -> None:
+    """tree_of counts the descriptors."""
+    for name in ("copied", "fetched"):
+        (layers.lower / name).write_bytes(b"x" * (1 << 20))
+    with tree_of(layers) as tree:
+        tree.metacopy = True
+        for name in (b"copied", b"fetched"):
+            node, _ = tree.lookup(tree.root, name)
+            if name == b"fetched":
+                copy_up(tree, node)
+            with pytest.raises(Later) as first:
+                copy_up(tree, node, data=True)
+            with pytest.raises(Later) as second:
+                copy_up(tree, node, data=True)
+            assert first.value.key == second.value.key
+            second.value.abandon()
+            first.value.finish(first.value.work())
+            copy_up(tree, node, data=True)
+            assert (layers.upper / os.fsdecode(name)).read_bytes() == b"x" * (1 << 20)

@@ -292,6 +292,8 @@ def is_merged(root: Path, below: list[Path], name: str) -> bool:
     """Whether a directory of layer `root` hides something of the layers `below`."""
     for part in Path(name).parts:
         root = root / part
+        if root.is_symlink():  # it leads to another directory, which need not be merged
+            return False
         if "trusted.overlay.opaque" in os.listxattr(root):
             return False
         shown = []

@@ -13,7 +13,8 @@ from overt.overlay.options import OptionError, Options
 OWN = {
     "lowerdir=", "upperdir=", "workdir=", "uidmapping=", "gidmapping=", "squash_to_root", "squash_to_uid=",
     "squash_to_gid=", "static_nlink", "noacl", "noxattrs=", "timeout=", "context=", "volatile", "ro", "nosuid", "nodev",
-    "noexec", "userxattr", "unseen=", "nopassthrough", "redirect_dir=", "metacopy=", "xino=", "whiteouts=",
+    "noexec", "userxattr", "unseen=", "nopassthrough", "redirect_dir=", "metacopy=", "index=", "nfs_export=",
+    "xino=", "whiteouts=", "xattr_permissions=",
     "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
 }  # fmt: skip
 """what means the same in `overt mount`"""
@@ -34,7 +35,6 @@ IGNORED = {
 
 _REFUSED = {
     "plugins": "plugins= are programs of fuse-overlayfs, which overt cannot load: mount without",
-    "xattr_permissions": "only xattr_permissions=0: owners and modes are kept as such, not in xattrs",
 }
 
 

@@ -1,8 +1,8 @@
 """Whiteouts that are files, as image layers have them: first aufs's, then Docker's and OCI's (image-spec, layer.md).
 
-``.wh.name`` says that `name` is gone, ``.wh..wh..opq`` that its directory hides what is below. A tar archive can carry
-them, and whoever unpacks one as it is has them in a layer. They are read as fuse-overlayfs reads them: a name is gone
-in the layer of its whiteout too.
+``.wh.name`` says that `name` is gone from the layers below, ``.wh..wh..opq`` that its directory hides what is below. A
+tar archive can carry them, and whoever unpacks one as it is has them in a layer. A name that stands beside its own
+whiteout is there, and nothing of the layers below shows through it.
 """
 
 from collections.abc import Iterable
@@ -34,4 +34,4 @@ def read(entries: Iterable[tuple[Entry, bool]]) -> list[tuple[Entry, bool]]:
             others.append((entry, whiteout))
         elif entry.name != OPAQUE:
             gone.append((Entry(0, DT_UNKNOWN, entry.name[len(PREFIX) :], entry.layer), True))
-    return gone + others
+    return others + gone

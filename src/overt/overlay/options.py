@@ -20,7 +20,8 @@ _IGNORED = {
 }  # fmt: skip
 
 _VALUED = {
-    "lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "xino", "whiteouts", *view.VALUES,
+    "lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "index", "nfs_export", "xino",
+    "whiteouts", *view.VALUES,
 }  # fmt: skip
 _REPEATED = ("lowerdir+", "datadir+")
 
@@ -31,9 +32,6 @@ _ATIME = {
     "noatime": "noatime", "strictatime": "strictatime",
 }  # fmt: skip
 """when reading changes the access time, the last one counting (mount(8))"""
-
-_OFF = {"index", "nfs_export"}
-"""what kernel overlayfs has and we do not: asking for none of it is all right"""
 
 
 class OptionError(ValueError):
@@ -60,6 +58,8 @@ class Options(NamedTuple):
     dir_atime: bool = True
     redirect_dir: str = redirect.FOLLOW
     metacopy: bool = False
+    indexed: bool = False
+    """a hard link of a lower layer stays one file when it is copied up (overt.overlay.index)"""
     whiteout_files: bool = False
     """lower layers may have whiteouts as image layers have them (overt.overlay.images)"""
     data: tuple[str, ...] = ()
@@ -137,14 +137,17 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
             atime = _ATIME[item]
         elif item in ("diratime", "nodiratime"):
             dir_atime = item == "diratime"
-        elif item not in _IGNORED and not (key in _OFF and value == "off") and not sloppy:
+        elif item not in _IGNORED and not sloppy:
             raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
     _one_of("fsync", fsync, FSYNC_MODES)
     _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
     _one_of("xino", values.get("xino", "auto"), XINO_MODES)
     _one_of("whiteouts", values.get("whiteouts", "overlay"), WHITEOUT_MODES)
-    _one_of("metacopy", values.get("metacopy", "off"), ("on", "off"))
+    for key in ("metacopy", "index", "nfs_export"):
+        _one_of(key, values.get(key, "off"), ("on", "off"))
+    if values.get("nfs_export") == "on":
+        raise OptionError("nfs_export=on: file handles of a FUSE mount do not outlast it: leave the option out")
     _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
         raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")
@@ -181,6 +184,7 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
         dir_atime=dir_atime,
         redirect_dir=redirect_dir,
         metacopy=metacopy,
+        indexed=values.get("index") == "on" and upper is not None,
         whiteout_files=values.get("whiteouts") == "oci",
         data=data,
         view=shown,

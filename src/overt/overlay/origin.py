@@ -29,12 +29,13 @@ class Origin(NamedTuple):
     handle: bytes
 
 
-def encode(origin: Origin) -> bytes:
-    """The value of the xattr; UNKNOWN for a handle that does not fit."""
+def encode(origin: Origin, *, upper: bool = False) -> bytes:
+    """The value of the xattr, for a file of the `upper` or a lower layer; UNKNOWN for a handle that does not fit."""
     length = _HEAD + len(origin.handle)
     if length > _LONGEST or not 0 <= origin.type < 256:
         return UNKNOWN
-    return pack(FileHandle(VERSION, MAGIC, length, _OURS, origin.type, origin.uuid)) + origin.handle
+    flags = _OURS | PATH_UPPER if upper else _OURS
+    return pack(FileHandle(VERSION, MAGIC, length, flags, origin.type, origin.uuid)) + origin.handle
 
 
 def decode(value: bytes) -> Origin | None:

@@ -16,7 +16,16 @@ _IDS = 1 << 32
 NO_ID = _IDS - 1
 """what the kernel takes for nobody's, (uid_t)-1"""
 
-VALUES = ("uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "timeout", "noxattrs", "context")
+VALUES = (
+    "uidmapping",
+    "gidmapping",
+    "squash_to_uid",
+    "squash_to_gid",
+    "timeout",
+    "noxattrs",
+    "context",
+    "xattr_permissions",
+)
 FLAGS = ("squash_to_root", "static_nlink", "noacl")
 """the options of this page: those with a value, and those without"""
 
@@ -45,6 +54,8 @@ class View(NamedTuple):
     """for how many seconds the kernel may keep names and attributes; None for as long as it likes"""
     context: str | None = None
     """the SELinux context of every file"""
+    permissions: int = 0
+    """owners and modes are kept in xattrs (overt.overlay.owners): 0 not at all, 1 privileged ones, 2 any user's"""
 
     @property
     def maps(self) -> bool:
@@ -54,23 +65,27 @@ class View(NamedTuple):
     @property
     def changes(self) -> bool:
         """Whether anything has to be done at a request."""
-        return self.maps or self.static_nlink or not self.acl or not self.xattrs
+        return self.maps or self.static_nlink or not self.acl or not self.xattrs or bool(self.permissions)
 
 
 def parse(values: Mapping[str, str], flags: set[str]) -> View:
     """The view that VALUES and FLAGS ask for; raise ValueError, whose text names the option."""
     squash = 0 if "squash_to_root" in flags else None
     xattrs = _number("noxattrs", values.get("noxattrs", "0")) == 0
+    permissions = _number("xattr_permissions", values.get("xattr_permissions", "0"))
+    if permissions > 2:
+        raise ValueError(f"xattr_permissions={permissions}: not 0, 1 or 2")
     return View(
         _ranges("uidmapping", values.get("uidmapping", "")),
         _ranges("gidmapping", values.get("gidmapping", "")),
         _id("squash_to_uid", values, squash),
         _id("squash_to_gid", values, squash),
         "static_nlink" in flags,
-        xattrs and "noacl" not in flags,
+        xattrs and "noacl" not in flags and not permissions,  # a mode that is kept elsewhere has no mask
         xattrs,
         _seconds(values["timeout"]) if "timeout" in values else None,
         values["context"].strip('"') if "context" in values else None,
+        permissions,
     )
 
 

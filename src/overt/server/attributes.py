@@ -3,16 +3,16 @@
 import errno
 import os
 import stat
+import time
 
 from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
-from overt.overlay import marks
 from overt.server import identity
 from overt.server.caller import groups_of
 from overt.server.mount import UNTIL_ASKED, Mount, whole
-from overt.tree.copyup import copy_up, data_key
+from overt.tree.copyup import Filling, changing, copy_up
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
@@ -46,11 +46,11 @@ def statx(mount: Mount, request: Request) -> Reply:
         directory, name = tree.at(node)
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
-    nlink = 0 if node.dropped else 1 if node.merged else st.nlink
+    nlink = 0 if node.dropped else 1 if node.merged else st.nlink + (node.index.beside if node.index is not None else 0)
     valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     blocks = st.blocks if node.data is None else whole(st.size)
     st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)
-    return mount.session.statx(request.unique, valid, mount.statx(st))
+    return mount.session.statx(request.unique, valid, mount.statx(node, st))
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:
@@ -64,34 +64,43 @@ def setattr_(mount: Mount, request: Request) -> Reply:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     identity.become_root()
     sized = bool(valid & fuse.FATTR_SIZE)
-    copy_up(tree, node, size if sized else None, data=sized or mount.waits_for(data_key(node)))
+    copy_up(tree, node, size if sized else None, data=sized)
     if valid & fuse.FATTR_SIZE:
         _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
-    # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the kernel
-    # leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities (chown_common).
-    if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
-        if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
+    with changing(node) as filling:
+        # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the
+        # kernel leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities
+        # (chown_common).
+        if valid & (fuse.FATTR_UID | fuse.FATTR_GID) or not valid & _CHANGES:
+            if request.uid:  # root is taken to have CAP_FSETID, which leaves one kind of setgid bit
+                drop_privileges(tree, node, request)
+            tree.chown(node, uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1)
+            if filling is not None:
+                filling.capability = None
+        if valid & fuse.FATTR_MODE:
+            tree.chmod(node, stat.S_IMODE(mode))
+        elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
             drop_privileges(tree, node, request)
-        owner = uid if valid & fuse.FATTR_UID else -1, gid if valid & fuse.FATTR_GID else -1
-        if node.anchor >= 0:
-            os.chown(tree.path(node), *owner)
-        else:
-            directory, name = tree.at(node)
-            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
-    if valid & fuse.FATTR_MODE:
-        _chmod(tree, node, stat.S_IMODE(mode))
-    elif valid & fuse.FATTR_KILL_SUIDGID and not valid & (fuse.FATTR_UID | fuse.FATTR_GID):
-        drop_privileges(tree, node, request)
-    if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
-        times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
-        if valid & fuse.FATTR_ATIME:
-            times[0] = (0, UTIME_NOW) if valid & fuse.FATTR_ATIME_NOW else (atime, atime_ns)
-        if valid & fuse.FATTR_MTIME:
-            times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
-        directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
-        utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+            if filling is not None:
+                filling.capability = None
+        if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
+            times = [(0, UTIME_OMIT), (0, UTIME_OMIT)]
+            if valid & fuse.FATTR_ATIME:
+                times[0] = (0, UTIME_NOW) if valid & fuse.FATTR_ATIME_NOW else (atime, atime_ns)
+            if valid & fuse.FATTR_MTIME:
+                times[1] = (0, UTIME_NOW) if valid & fuse.FATTR_MTIME_NOW else (mtime, mtime_ns)
+            directory, known = (-100, tree.path(node)) if node.anchor >= 0 else tree.at(node)
+            utimensat(directory, known, times[0], times[1], follow=node.anchor >= 0)
+            if filling is not None:
+                _note_times(filling, times)
     tree.touched(node)
     return getattr_(mount, request)
+
+
+def _note_times(filling: Filling, times: list[tuple[int, int]]) -> None:
+    for which, (seconds, rest) in enumerate(times):
+        if rest != UTIME_OMIT:
+            filling.times[which] = time.time_ns() if rest == UTIME_NOW else seconds * 10**9 + rest
 
 
 def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
@@ -104,14 +113,6 @@ def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
         os.ftruncate(fd, size)
     finally:
         os.close(fd)
-
-
-def _chmod(tree: Tree, node: Node, mode: int) -> None:
-    if node.anchor >= 0:
-        os.chmod(tree.path(node), mode)
-    else:
-        directory, name = tree.at(node)
-        os.chmod(name, mode, dir_fd=directory)
 
 
 def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request) -> None:
@@ -140,11 +141,11 @@ def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
     if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *groups_of(request.pid))):
         gone |= stat.S_ISGID
     if gone:
-        _chmod(tree, node, stat.S_IMODE(mode & ~gone))
+        tree.chmod(node, stat.S_IMODE(mode & ~gone))
     if node.xattrs is not None and _CAPABILITY not in node.xattrs:
         return
     try:
-        os.removexattr(tree.path(node), _CAPABILITY, follow_symlinks=node.anchor >= 0)
+        os.removexattr(tree.path(node), tree.stored_xattr(node, _CAPABILITY), follow_symlinks=node.anchor >= 0)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
@@ -169,15 +170,14 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     # files have none, and one list answers for all.
     if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
         return mount.session.error(request.unique, errno.ENODATA)
-    name = marks.stored(mount.tree.prefix, request.name)
+    name = mount.tree.stored_xattr(node, request.name)
     value = os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, mount.xattr(request.name, value))
 
 
 def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
-    prefix = mount.tree.prefix
     names = os.listxattr(mount.tree.path(node), follow_symlinks=node.anchor >= 0)
-    shown = (marks.shown(prefix, os.fsencode(name)) for name in names)
+    shown = (mount.tree.shown_xattr(node, os.fsencode(name)) for name in names)
     node.xattrs = frozenset(name for name in shown if name is not None and name not in mount.unlisted)
     return node.xattrs
 
@@ -194,14 +194,17 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    copy_up(tree, node, data=mount.waits_for(data_key(node)))
+    copy_up(tree, node)
     node.xattrs = None
-    name, flags = marks.stored(tree.prefix, request.name), request.arg[1]
-    os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
+    name, flags = tree.stored_xattr(node, request.name), request.arg[1]
+    with changing(node) as filling:
+        os.setxattr(tree.path(node), name, request.payload, flags, follow_symlinks=node.anchor >= 0)
+        if filling is not None and name == _CAPABILITY:
+            filling.capability = bytes(request.payload)
     if len(request.arg) > 2 and request.arg[2] & fuse.FUSE_SETXATTR_ACL_KILL_SGID:
         mode = tree.stat(node).st_mode
         if mode & stat.S_ISGID:
-            _chmod(tree, node, stat.S_IMODE(mode & ~stat.S_ISGID))
+            tree.chmod(node, stat.S_IMODE(mode & ~stat.S_ISGID))
     tree.touched(node)
     return mount.session.empty(request.unique)
 
@@ -211,12 +214,16 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
-    name = marks.stored(tree.prefix, request.name)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
-        os.getxattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
-    copy_up(tree, node, data=mount.waits_for(data_key(node)))
+        os.getxattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
+    copy_up(tree, node)
     node.xattrs = None
-    os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
+    name = tree.stored_xattr(node, request.name)
+    with changing(node) as filling:
+        if filling is not None and name == _CAPABILITY and filling.capability is not None:
+            os.setxattr(tree.path(node), name, filling.capability, follow_symlinks=node.anchor >= 0)
+            filling.capability = None  # it is to go for good, also if writing has taken it away before us
+        os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
     tree.touched(node)
     return mount.session.empty(request.unique)
 

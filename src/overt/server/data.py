@@ -125,7 +125,7 @@ def _below(node: Node, request: Request) -> Backing | None:
 def create(mount: Mount, request: Request) -> Reply:
     """CREATE: of a name that the kernel takes for missing; one that is there after all is opened."""
     flags, mode, umask = request.arg[:3]
-    identity.become(request.uid, request.gid, umask)
+    mount.become(request, umask)
     tree = mount.tree
     node, st, fd = change.create(tree, tree.node(request.nodeid), request.name, _ours(mount, flags), mode)
     return _created(mount, request, node, st, fd)
@@ -134,7 +134,7 @@ def create(mount: Mount, request: Request) -> Reply:
 def tmpfile(mount: Mount, request: Request) -> Reply:
     """TMPFILE: open(2) with O_TMPFILE."""
     flags, mode, umask = request.arg[:3]
-    identity.become(request.uid, request.gid, umask)
+    mount.become(request, umask)
     tree = mount.tree
     keep = os.O_EXCL & flags
     node, st, fd = change.tmpfile(tree, tree.node(request.nodeid), _ours(mount, flags) | keep, mode)

@@ -220,12 +220,12 @@ def prepare_work(base: int, name: str) -> None:
     except OSError as error:
         raise Refusal(f"workdir {name}: {error.strerror}") from None
     try:
-        _bequeath_nothing(xattr_path(base, b"work"))
+        bequeath_nothing(xattr_path(base, b"work"))
     except OSError as error:
         raise Refusal(f"workdir {name}: {error.strerror}") from None
 
 
-def _bequeath_nothing(work: bytes) -> None:
+def bequeath_nothing(work: bytes) -> None:
     """What is made in the work directory must not inherit its ACLs or its group (ovl_workdir_create)."""
     for acl in (b"system.posix_acl_default", b"system.posix_acl_access"):
         try:

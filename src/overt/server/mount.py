@@ -15,6 +15,7 @@ from overt.fuse.session import Session
 from overt.ledger import Account
 from overt.overlay.options import Options
 from overt.overlay.view import ACLS
+from overt.server import identity
 from overt.server.caller import is_dying
 from overt.server.events import Events
 from overt.server.pool import Pool, Work
@@ -133,6 +134,8 @@ class Mount:
         """why nothing came of the negotiation with the kernel"""
         self.given_up = False
         """whether its connection was aborted because a request did not get on"""
+        self.without = ""
+        """what was asked for and cannot be had, in a line"""
         self.gone = False
         """whether the kernel is done with it"""
         self.due: Work | None = None
@@ -170,7 +173,7 @@ class Mount:
             if refusal.reply:
                 self.send(refusal.reply)
             return
-        self.dispatch(request)
+        self.take(request)
 
     def dispatch(self, request: Request) -> None:
         """Call the handler of a request, and send what it returns."""
@@ -198,6 +201,9 @@ class Mount:
                 os.write(self.fd, reply)
             except OSError as error:
                 self._unsent(error)
+
+    take = dispatch
+    """the same for a request that has just come, and is as the kernel says it (a viewed mount translates it here)"""
 
     def send(self, message: bytes | memoryview, data: memoryview | None = None) -> None:
         """Write a reply or a notification; any thread."""
@@ -259,6 +265,7 @@ class Mount:
         waiting = self._waiting.get(later.key)
         if waiting is not None:
             waiting.append(request)
+            later.abandon()
             return
         self._waiting[later.key] = [request]
 
@@ -275,10 +282,6 @@ class Mount:
 
         self.begin()
         self._have_done(work)
-
-    def waits_for(self, key: object) -> bool:
-        """Whether the work that `key` names is under way (`Later`)."""
-        return key in self._waiting
 
     def _resume(self, later: Later, result: object) -> None:
         try:
@@ -322,9 +325,10 @@ class Mount:
         node.written = st.st_mtime_ns
         if node.dropped:
             return attr_of(st, node.ino, 0)
+        links = None if node.index is None else st.st_nlink + node.index.beside
         if node.data is not None:
-            return attr_of(st, node.ino, blocks=whole(st.st_size))
-        return attr_of(st, node.ino, 1 if len(node.layers) > 1 else None)
+            return attr_of(st, node.ino, links, blocks=whole(st.st_size))
+        return attr_of(st, node.ino, 1 if len(node.layers) > 1 else links)
 
     def entry(self, request: Request, node: Node, st: os.stat_result) -> bytes:
         """The reply that names a node, which the kernel then counts as looked up."""
@@ -333,9 +337,13 @@ class Mount:
             request.unique, node.id, 0, UNTIL_ASKED if node.mappers else self.forever, self.attr(node, st)
         )
 
-    def statx(self, st: fuse.Statx) -> fuse.Statx:
+    def statx(self, node: Node, st: fuse.Statx) -> fuse.Statx:
         """What statx(2) is to show of a file that is `st`."""
         return st
+
+    def become(self, request: Request, umask: int) -> None:
+        """Make files as the caller from here on."""
+        identity.become(request.uid, request.gid, umask)
 
     def xattr(self, name: bytes, value: bytes) -> bytes:
         """What an xattr is to show."""

@@ -42,20 +42,20 @@ def interrupt(mount: Mount, request: Request) -> Reply:
 def mkdir(mount: Mount, request: Request) -> Reply:
     """MKDIR."""
     mode, umask = request.arg
-    identity.become(request.uid, request.gid, umask)
+    mount.become(request, umask)
     return mount.entry(request, *change.mkdir(mount.tree, mount.tree.node(request.nodeid), request.name, mode))
 
 
 def mknod(mount: Mount, request: Request) -> Reply:
     """MKNOD."""
     mode, rdev, umask = request.arg[:3]
-    identity.become(request.uid, request.gid, umask)
+    mount.become(request, umask)
     return mount.entry(request, *change.mknod(mount.tree, mount.tree.node(request.nodeid), request.name, mode, rdev))
 
 
 def symlink(mount: Mount, request: Request) -> Reply:
     """SYMLINK."""
-    identity.become(request.uid, request.gid, 0)
+    mount.become(request, 0)
     parent = mount.tree.node(request.nodeid)
     return mount.entry(request, *change.symlink(mount.tree, parent, request.name, request.name2))
 

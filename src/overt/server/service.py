@@ -19,15 +19,15 @@ from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.events import Events
 from overt.server.handlers import TABLE
+from overt.server.indexing import open_index
 from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_unseen, remove_work, volatile_mark
 from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
 from overt.server.syncing import NAMED, carry_over
+from overt.server.trees import make_tree
 from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog, abort, is_stuck
-from overt.tree.images import ImageTree
-from overt.tree.tree import Tree
 from overt.upper import Upper, Uppers
 
 _START = 10.0
@@ -136,12 +136,15 @@ class Service:
         upper: Upper | None = None
         account = None
         inner, base = -1, layers.work
+        index, without = -1, ""
         try:
             refuse_own([*layers.layers, *layers.data], options, {mount.device for mount in self.mounts})
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
                 layers = layers._replace(work=inner)
+                if options.indexed and options.work is not None:
+                    index, without = open_index(base, layers.layers, options.work, user_xattr=options.user_xattr)
                 upper = self.uppers.get(layers.layers[0].root, inner)
                 if upper not in self._proven:
                     prove(inner, options.upper, layers.layers[0].prefix)
@@ -149,10 +152,7 @@ class Service:
                 if options.unseen == "refuse":
                     refuse_unseen(inner, options.upper)
                 account = upper.attach(target, volatile=options.volatile)
-            tree = (ImageTree if options.whiteout_files else Tree)(
-                layers.layers, layers.work, self.engine.cache, sync=options.fsync, redirect_dir=options.redirect_dir,
-                metacopy=options.metacopy, data=layers.data,
-            )  # fmt: skip
+            tree = make_tree(options, layers, self.engine.cache, index)
             connection = connect(options)
         except BaseException:
             if upper is not None and account is not None:
@@ -160,6 +160,8 @@ class Service:
             if base >= 0:
                 remove_work(base)
             layers.close()
+            if index >= 0:
+                os.close(index)
             raise
         kind = ViewedMount if options.view.changes else Mount
         with self._lock:
@@ -168,6 +170,7 @@ class Service:
             self.mounts.append(mount)
             self.empty.clear()
         mount.held = layers.held
+        mount.without = without
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
         mount.handlers = TABLE
@@ -241,6 +244,8 @@ class Service:
             lines.append("syncfs(2) does not reach this mount: it tells only of errors that are already known")
         if mount.options.passthrough and not mount.passthrough:
             lines.append("no passthrough: data is copied through the server")
+        if mount.without:
+            lines.append(mount.without)
         if mount.upper is not None and mount.upper.refused:
             lines.append(mount.upper.refused)
         if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":

@@ -10,11 +10,13 @@ import stat
 from typing import Any
 
 from overt.fuse.attr import with_owner
-from overt.fuse.request import Refused, Request
+from overt.fuse.request import Request
 from overt.overlay import view
 from overt.overlay.view import IdMap
+from overt.server import identity
 from overt.server.mount import Mount
 from overt.tree.node import Node
+from overt.tree.owners import OwnersTree
 from overt.wire import fuse
 
 _UID, _GID = 11, 12
@@ -33,14 +35,8 @@ class ViewedMount(Mount):
         self._uids = IdMap(asked.uids, asked.squash_uid)
         self._gids = IdMap(asked.gids, asked.squash_gid)
 
-    def handle(self, buffer: bytearray, size: int) -> None:
-        """Serve one request that was read into `buffer`."""
-        try:
-            request = self.session.decode(buffer, size)
-        except Refused as refusal:
-            if refusal.reply:
-                self.send(refusal.reply)
-            return
+    def take(self, request: Request) -> None:
+        """Serve one request as it came from the kernel."""
         refused = self._refused(request)
         if refused:
             self.send(self.session.error(request.unique, refused))
@@ -80,8 +76,19 @@ class ViewedMount(Mount):
         one = 1 if self._view.static_nlink and stat.S_ISDIR(st.st_mode) else None
         return with_owner(super().attr(node, st), one, self._uids.shown(st.st_uid), self._gids.shown(st.st_gid))
 
-    def statx(self, st: fuse.Statx) -> fuse.Statx:
+    def become(self, request: Request, umask: int) -> None:
+        """Make files as the caller from here on, or as the server, which writes down whose they are."""
+        if isinstance(self.tree, OwnersTree):
+            self.tree.creator = request.uid, request.gid
+            identity.become(0, 0, umask)
+        else:
+            super().become(request, umask)
+
+    def statx(self, node: Node, st: fuse.Statx) -> fuse.Statx:
         """What statx(2) is to show of a file that is `st`."""
+        if self._view.permissions:
+            own = self.tree.stat(node)
+            st = st._replace(uid=own.st_uid, gid=own.st_gid, mode=own.st_mode)
         st = st._replace(uid=self._uids.shown(st.uid), gid=self._gids.shown(st.gid))
         return st._replace(nlink=1) if self._view.static_nlink and stat.S_ISDIR(st.mode) else st
 

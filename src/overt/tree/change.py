@@ -52,11 +52,13 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
         if layer == UPPER:
             continue
         directory = tree.dir_fd(parent, layer)
-        if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+        if tree.whiteouts_are_files and tree.is_mark(layer, name):
             return False
         try:
             st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
+            if tree.whiteouts_are_files and tree.is_gone(layer, directory, name):
+                return False
             continue
         if marks.is_whiteout(st.st_mode, st.st_rdev):
             return False
@@ -145,7 +147,7 @@ def _set_opaque(tree: Tree, directory: int, name: bytes) -> None:
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
     node = tree.enter(parent, name, (UPPER,), st)
     _list(tree, parent, name, node)
-    return node, st
+    return node, tree.created(parent, node, st)
 
 
 def _list(tree: Tree, parent: Node, name: bytes, node: Node | None) -> None:
@@ -198,7 +200,8 @@ def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.s
         _close(made)
         raise
     fd, anchor = made
-    return tree.enter_nameless(st, anchor), st, fd
+    node = tree.enter_nameless(st, anchor)
+    return node, tree.created(parent, node, st), fd
 
 
 def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.stat_result]:
@@ -235,7 +238,9 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     upper = _upper(tree, parent)
     copy_up(tree, node)
     if node.data is not None and node.anchor < 0:
-        _set_redirect(tree, node, tree.at(node), same=False)
+        _set_redirect(tree, node, *tree.place(node), same=False)
+    if node.index is not None and tree.index is not None:
+        tree.index.settle(tree, node)
 
     def make(directory: int, as_name: bytes) -> None:
         if node.anchor >= 0:
@@ -249,7 +254,7 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     _make(tree, parent, name, make)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
-    return os.stat(name, dir_fd=upper, follow_symlinks=False)
+    return tree.shown(node, os.stat(name, dir_fd=upper, follow_symlinks=False))
 
 
 # Names that go
@@ -261,6 +266,7 @@ def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
     if node.is_dir:
         raise _fail(errno.EISDIR)
     upper = _upper(tree, parent)
+    _give_to_upper(tree, node, parent, name)
     hidden = hidden_below(tree, parent, name)
     anchor = tree.hold(node, parent, name)
     try:
@@ -279,6 +285,7 @@ def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
         raise
     tree.unname(node, parent, name, anchor)
     _list(tree, parent, name, None)
+    _unlinked(tree, node)
     return node
 
 
@@ -335,7 +342,8 @@ def _clear(tree: Tree, node: Node, upper: int, name: bytes) -> None:
     fresh = tree.temporary()
     os.mkdir(fresh, 0o700, dir_fd=tree.work)
     try:
-        carry(tree, upper, name, os.stat(name, dir_fd=upper, follow_symlinks=False), fresh)
+        st = os.stat(name, dir_fd=upper, follow_symlinks=False)
+        carry(tree, UPPER, upper, name, st, fresh, tree.notes(node, st))
         _set_opaque(tree, tree.work, fresh)
         renameat2(tree.work, fresh, upper, name, RENAME_EXCHANGE)
     except OSError:
@@ -371,25 +379,28 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
             raise _fail(errno.ENOTDIR if node.is_dir else errno.EISDIR)
         if target.is_dir and not is_empty(tree, target):
             raise _fail(errno.ENOTEMPTY)
-    copy_up(tree, node)
+    copy_up(tree, node, called=(parent, name))
     new_upper = _upper(tree, new_parent)
-    upper = tree.dir_fd(parent, UPPER)
+    upper = _upper(tree, parent)
+    _give_to_upper(tree, node, parent, name)
+    if target is not None:
+        _give_to_upper(tree, target, new_parent, new_name)
     hidden_here = hidden_below(tree, parent, name)
     hidden_there = hidden_below(tree, new_parent, new_name)
     if has_origin(tree, node):
         make_impure(tree, new_parent)
     if exchange:
         assert target is not None
-        copy_up(tree, target)
+        copy_up(tree, target, called=(new_parent, new_name))
         same = parent is new_parent
-        _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=same)
-        _prepare_to_move(tree, target, (new_upper, new_name), hidden=hidden_here, same=same)
+        _prepare_to_move(tree, node, parent, name, hidden=hidden_there, same=same)
+        _prepare_to_move(tree, target, new_parent, new_name, hidden=hidden_here, same=same)
         if has_origin(tree, target):
             make_impure(tree, parent)
         renameat2(upper, name, new_upper, new_name, RENAME_EXCHANGE)
         _exchange_names(tree, node, (parent, name), target, (new_parent, new_name))
         return
-    _prepare_to_move(tree, node, (upper, name), hidden=hidden_there, same=parent is new_parent)
+    _prepare_to_move(tree, node, parent, name, hidden=hidden_there, same=parent is new_parent)
     anchor = tree.hold(target, new_parent, new_name) if target is not None else -1
     try:
         _move(tree, (upper, name), (new_upper, new_name), node, target, whiteout=hidden_here)
@@ -402,6 +413,7 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
             target.dropped = True
             target.layers = target.layers[:1]
         tree.unname(target, new_parent, new_name, anchor)
+        _unlinked(tree, target)
     tree.move_name(node, parent, name, new_parent, new_name)
     _list(tree, parent, name, None)
     _list(tree, new_parent, new_name, node)
@@ -411,27 +423,40 @@ def _has_lower(node: Node) -> bool:
     return node.is_dir and node.layers != (UPPER,)
 
 
-def _prepare_to_move(tree: Tree, node: Node, place: tuple[int, bytes], *, hidden: bool, same: bool) -> None:
-    """Write down, while something is still at `place`, what is to be below it when it is moved.
+def _give_to_upper(tree: Tree, node: Node, parent: Node, name: bytes) -> None:
+    """A name that is to go or to change: a file in the index gets it in the upper first (ovl_nlink_start)."""
+    if node.index is not None and tree.index is not None:
+        copy_up(tree, node, called=(parent, name))
+        tree.index.link_up(tree, node, parent, name)
+        tree.index.settle(tree, node)
+
+
+def _unlinked(tree: Tree, node: Node) -> None:
+    if node.index is not None and tree.index is not None:
+        tree.index.unlinked(tree, node)
+
+
+def _prepare_to_move(tree: Tree, node: Node, parent: Node, name: bytes, *, hidden: bool, same: bool) -> None:
+    """Write down, while something still has a name, what is to be below it when it has another.
 
     `hidden`: a lower layer has the new name; `same`: the new name is in the same directory.
     """
     if _has_lower(node) or node.data is not None:
-        _set_redirect(tree, node, place, same=same)
+        _set_redirect(tree, node, parent, name, same=same and node.index is None)
         keep_places(node)
     elif node.is_dir and hidden:
-        _set_opaque(tree, *place)
+        _set_opaque(tree, tree.dir_fd(parent, UPPER), name)
 
 
-def _set_redirect(tree: Tree, node: Node, place: tuple[int, bytes], *, same: bool) -> None:
+def _set_redirect(tree: Tree, node: Node, parent: Node, name: bytes, *, same: bool) -> None:
     """Where its lower part is, from now on under whichever name (ovl_set_redirect); EXDEV if that cannot be said."""
     if node.redirect is not None and (same or node.redirect.startswith(b"/")):
         return
-    value = node.name if same else absolute(_upwards(node))
+    value = name if same else absolute(((name, node.redirect), *_upwards(parent)))
     if value is None:
         raise _fail(errno.EXDEV)
     try:
-        os.setxattr(xattr_path(*place), tree.prefix + marks.REDIRECT, value)
+        os.setxattr(tree.path(node), tree.prefix + marks.REDIRECT, value, follow_symlinks=False)
     except OSError:
         raise _fail(errno.EXDEV) from None  # who renames then copies and deletes, as between filesystems
     node.redirect = value

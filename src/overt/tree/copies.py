@@ -33,8 +33,19 @@ def has_origin(tree: "Tree", node: "Node") -> bool:
 
 
 def origin_of(tree: "Tree", directory: int, name: bytes, st: os.stat_result) -> os.stat_result | None:
-    """The lower file that one of the upper, which is `st`, is a copy of; None where that is not known."""
+    """The lower file that one of the upper, which is `st`, is a copy of.
+
+    None where that is not known, or there may be other copies of it: of one that has several names.
+    """
     if tree.key_of(st) in tree.origins:
         return None  # the number is known already
     value = tree.layers[UPPER].mark(directory, name, marks.ORIGIN)
-    return tree.handles.find(value, st.st_mode) if value else None
+    found = tree.handles.find(value, st.st_mode) if value else None
+    return found if found is not None and found.st_nlink == 1 else None
+
+
+def times_of(directory: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A directory's times, to be put back: a copy-up is no change that anybody made (ovl_set_timestamps)."""
+    st = os.fstat(directory)
+    atime, mtime = divmod(st.st_atime_ns, 10**9), divmod(st.st_mtime_ns, 10**9)
+    return atime, mtime

@@ -10,16 +10,22 @@ import errno
 import fcntl
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterator
 
 from overt.host.files import FICLONE, utimensat
 from overt.overlay import marks
-from overt.tree.copies import make_impure
+from overt.overlay.index import beside_upper
+from overt.tree.copies import make_impure, times_of
 from overt.tree.data import Data
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.places import place_of
 from overt.tree.tree import Later, Tree
 
+Name = tuple[Node, bytes]
+"""a directory of the merged tree, and a name in it"""
+Carried = Callable[[bytes], bytes | None]
 Opened = list[tuple[int, int]]
 """descriptors, and those that are to take their place"""
 
@@ -32,12 +38,14 @@ _CHUNK = 1 << 30
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
 
 
-def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = False) -> None:
+def copy_up(
+    tree: Tree, node: Node, limit: int | None = None, *, data: bool = False, called: Name | None = None
+) -> None:
     """Make sure that `node` and all directories above it are in the upper.
 
     `data`: its data too, which otherwise stays where it is with metacopy=on; `limit`: at most so many bytes of it, the
-    rest is about to be cut off. Raises OSError (EROFS without an upper), or `Later` where data has to be copied or
-    flushed.
+    rest is about to be cut off; `called`: by which name the request knows it, if it says so. Raises OSError (EROFS
+    without an upper), or `Later` where data has to be copied or flushed.
     """
     if node.layer == UPPER:
         if data and node.data is not None:
@@ -46,26 +54,32 @@ def copy_up(tree: Tree, node: Node, limit: int | None = None, *, data: bool = Fa
     if not tree.writable:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     missing = []
-    above = node.parent
+    above = called[0] if called is not None else node.parent
     while above is not None and above.layer != UPPER:
         missing.append(above)
         above = above.parent
     while missing:
         _copy_up_one(tree, missing.pop(), None)
-    _copy_up_one(tree, node, limit if data or not tree.metacopy else _ATTRIBUTES)
+    _copy_up_one(tree, node, limit if data or not tree.metacopy else _ATTRIBUTES, called)
 
 
-def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
+def _copy_up_one(tree: Tree, node: Node, limit: int | None, called: Name | None = None) -> None:
     if node.anchor >= 0:
         _nameless(tree, node, limit)
         return
     assert node.parent is not None
     source, name = tree.at(node)
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
-    target = tree.dir_fd(node.parent, UPPER)
-    times = _times(target)
-    if _keeps_number(st):
-        make_impure(tree, node.parent)
+    parent = node.parent
+    entry = b""
+    if tree.index is not None and node.index is not None:
+        entry = tree.index.entry(tree, node.layer, source, name)
+        place = tree.index.fd, entry
+    else:
+        place = tree.dir_fd(parent, UPPER), name
+        times = times_of(place[0])
+        if _keeps_number(node, st):
+            make_impure(tree, parent)
     opened: Opened = []
     if stat.S_ISREG(st.st_mode):
         copy = _data(tree, node, st, limit)
@@ -73,7 +87,7 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
             done = os.fstat(copy)
             opened = _open_again(node, copy) if limit != _ATTRIBUTES else []
             try:
-                os.link(b"/proc/self/fd/%d" % copy, name, dst_dir_fd=target, follow_symlinks=True)
+                os.link(b"/proc/self/fd/%d" % copy, place[1], dst_dir_fd=place[0], follow_symlinks=True)
             except OSError:
                 _close(opened)
                 raise
@@ -82,26 +96,35 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None) -> None:
         if limit != _ATTRIBUTES:
             node.data = None
         elif node.data is None:
-            node.data = Data(node.layer, (*place_of(node.parent, node.layer), name))
+            node.data = Data(node.layer, (*place_of(parent, node.layer), name))
     else:
-        done = _special(tree, node, st, source, target)
+        done = _special(tree, node, st, source, place)
     # The copy has its name: nothing may fail from here on. The kernel does not look at what this comes to either.
-    with contextlib.suppress(OSError):
-        utimensat(target, b".", *times)
+    if not entry:
+        with contextlib.suppress(OSError):
+            utimensat(place[0], b".", *times)
     _settle(tree, node, st, done, opened)
+    if tree.index is not None and entry:  # and every name shows it from here on, whether the upper gets one or not
+        tree.index.copied_up(node, entry)
+        tree.index.link_up(tree, node, *(called or (parent, name)))
 
 
-def _keeps_number(st: os.stat_result) -> bool:
+def _keeps_number(node: Node, st: os.stat_result) -> bool:
     """Whether a copy is the same file to everybody: not one of the other names that a lower file has."""
-    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1
+    return stat.S_ISDIR(st.st_mode) or st.st_nlink == 1 or node.index is not None
 
 
-def _origin(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> bytes | None:
-    """What is to be written down of where a copy comes from; None for nothing."""
+def _notes(tree: Tree, node: Node, st: os.stat_result, directory: int, name: bytes) -> dict[bytes, bytes]:
+    """xattrs that say where a copy comes from, and whatever else its file has not got itself."""
     mode = st.st_mode
-    if not _keeps_number(st) or (tree.prefix == marks.USER_PREFIX and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
-        return None
-    return tree.handles.of(tree.layers[node.layer], directory, name)
+    by_owner = tree.prefix == marks.USER_PREFIX
+    found = tree.notes(node, st)
+    if not _keeps_number(node, st) or (by_owner and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
+        return found
+    found[tree.prefix + marks.ORIGIN] = tree.handles.of(tree.layers[node.layer], directory, name)
+    if node.index is not None:
+        found[tree.prefix + marks.NLINK] = beside_upper(node.index.lower - 1)
+    return found
 
 
 def _open_again(node: Node, copy: int) -> Opened:
@@ -123,7 +146,7 @@ def _close(opened: Opened) -> None:
 
 
 def _settle(tree: Tree, node: Node, lower: os.stat_result, done: os.stat_result, opened: Opened) -> None:
-    tree.in_upper(node, done, hard_linked=lower.st_nlink > 1)
+    tree.in_upper(node, done, broken=not _keeps_number(node, lower))
     tree.changed.append(node.id)
     _take_over(opened)
 
@@ -173,20 +196,25 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     own = tree.open_own(node, os.O_RDONLY)
     source = -1
     try:
-        origin = _origin(tree, node, st, own, b"")
+        notes = _notes(tree, node, st, own, b"")
         if length and node.data is not None:
             source = tree.open(node, os.O_RDONLY)
     except OSError:
         _done_with(own)
         raise
 
+    carried = tree.carried(node.layer)
+
     def work() -> int:
         try:
-            return _copy(tree, own, source, st, length, origin, flush=flush, metacopy=limit == _ATTRIBUTES)
+            return _copy(tree, own, source, st, length, carried, notes, flush=flush, metacopy=limit == _ATTRIBUTES)
         finally:
-            _done_with(own)
-            if source >= 0:
-                _done_with(source)
+            abandon()
+
+    def abandon() -> None:
+        _done_with(own)
+        if source >= 0:
+            _done_with(source)
 
     if not flush and length <= tree.inline_copy:
         return work()
@@ -194,12 +222,12 @@ def _data(tree: Tree, node: Node, st: os.stat_result, limit: int | None) -> int:
     def finish(copy: object) -> None:
         tree.prepared[node, limit] = copy
 
-    raise Later((node, limit), work, finish)
+    raise Later((node, limit), work, finish, abandon)
 
 
 def _copy(
-    tree: Tree, own: int, source: int, st: os.stat_result, length: int, origin: bytes | None, *, flush: bool,
-    metacopy: bool,
+    tree: Tree, own: int, source: int, st: os.stat_result, length: int, carried: Carried, notes: dict[bytes, bytes], *,
+    flush: bool, metacopy: bool,
 ) -> int:  # fmt: skip
     """A nameless copy, in the work directory, of all attributes of `own` and `length` bytes of it, or of `source`.
 
@@ -208,14 +236,16 @@ def _copy(
     copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
     try:
         _copy_data(source if source >= 0 else own, copy, length)
-        os.fchown(copy, st.st_uid, st.st_gid)
-        _copy_xattrs(tree, own, copy)
-        if origin is not None:
-            os.setxattr(copy, tree.prefix + marks.ORIGIN, origin)
         if metacopy:
-            os.truncate(copy, st.st_size)
+            os.truncate(copy, st.st_size)  # before it has capabilities, which that takes away
+        owner = tree.own(st)
+        os.fchown(copy, owner.uid, owner.gid)
+        _copy_xattrs(own, copy, carried)
+        for xattr, value in notes.items():
+            os.setxattr(copy, xattr, value)
+        if metacopy:
             os.setxattr(copy, tree.prefix + marks.METACOPY, b"")
-        os.fchmod(copy, stat.S_IMODE(st.st_mode))
+        os.fchmod(copy, owner.mode)
         os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
         if flush:
             os.fsync(copy)
@@ -225,9 +255,39 @@ def _copy(
     return copy
 
 
-def data_key(node: Node) -> tuple[Node, int]:
-    """What names the fetching of a file's data. Its attributes must not change meanwhile: they are put back."""
-    return node, _DATA
+class Filling:
+    """What a file is to have when its data has come, for writing that changes times and takes capabilities away.
+
+    It may be changed while a worker brings the data, which can take for ever: `lock` keeps the two apart, and is not
+    held while data is waited for.
+    """
+
+    __slots__ = ("capability", "done", "lock", "times")
+
+    def __init__(self, st: os.stat_result, capability: bytes | None) -> None:
+        self.times = [st.st_atime_ns, st.st_mtime_ns]
+        self.capability = capability
+        self.lock = threading.Lock()
+        self.done = False
+
+    def put_back(self, fd: int) -> None:
+        """The data has come, or will not: from here on the file is like any other."""
+        with self.lock:
+            self.done = True
+            if self.capability is not None:
+                os.setxattr(fd, _CAPABILITY, self.capability)
+            os.utime(fd, ns=(self.times[0], self.times[1]))
+
+
+@contextlib.contextmanager
+def changing(node: Node) -> Iterator[Filling | None]:
+    """Attributes of a file change; the body notes in what it gets, if anything, what is to stay so."""
+    filling: Filling | None = node.filling
+    if filling is None:
+        yield None
+        return
+    with filling.lock:
+        yield filling
 
 
 def _fetch(tree: Tree, node: Node) -> None:
@@ -237,7 +297,7 @@ def _fetch(tree: Tree, node: Node) -> None:
     or an error before that leaves the data where it was. All of it comes, also for one who is about to cut it off: two
     who wait may want different parts, and he who cuts may fail.
     """
-    key = data_key(node)
+    key = node, _DATA
     target = tree.prepared.pop(key, None)
     if not isinstance(target, int):
         st = tree.stat(node)
@@ -248,15 +308,22 @@ def _fetch(tree: Tree, node: Node) -> None:
             _done_with(source)
             raise
         flush = tree.sync != "volatile" and st.st_size > 0
+        if node.filling is None or node.filling.done:  # otherwise somebody else's work is under way, with this one
+            node.filling = Filling(st, _capability(target))
+        filling = node.filling
 
         def work() -> int:
-            return _fill(source, target, st, flush=flush)
+            return _fill(source, target, st.st_size, filling, flush=flush)
 
         def finish(filled: object) -> None:
             tree.prepared[key] = filled
 
+        def abandon() -> None:
+            _done_with(source)
+            os.close(target)
+
         if flush or st.st_size > tree.inline_copy:
-            raise Later(key, work, finish)
+            raise Later(key, work, finish, abandon)
         work()
     try:
         opened = _open_again(node, target)
@@ -267,26 +334,28 @@ def _fetch(tree: Tree, node: Node) -> None:
             raise
     finally:
         os.close(target)
-    node.data = None
+    node.data = node.filling = None
+    node.xattrs = None  # whoever asked while a capability was taken away was told so
     tree.changed.append(node.id)
     _take_over(opened)
 
 
-def _fill(source: int, target: int, st: os.stat_result, *, flush: bool) -> int:
-    """Copy all data into `target`, which keeps its attributes, `st`, and is closed on errors; `source` is closed."""
+def _capability(fd: int) -> bytes | None:
+    try:
+        return os.getxattr(fd, _CAPABILITY)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return None
+
+
+def _fill(source: int, target: int, length: int, filling: Filling, *, flush: bool) -> int:
+    """Copy all data into `target`, which keeps its attributes and is closed on errors; `source` is closed."""
     try:
         try:
-            capability = os.getxattr(target, _CAPABILITY)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-                raise
-            capability = None
-        try:
-            _copy_data(source, target, st.st_size)
+            _copy_data(source, target, length)
         finally:
-            if capability is not None:  # writing has taken it away
-                os.setxattr(target, _CAPABILITY, capability)
-        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+            filling.put_back(target)
         if flush:
             os.fsync(target)
     except BaseException:
@@ -347,7 +416,7 @@ def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
 # Attributes
 
 
-def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
+def _copy_xattrs(source: int | bytes, copy: int | bytes, carried: Carried) -> None:
     try:
         names = os.listxattr(source, follow_symlinks=False) if isinstance(source, bytes) else os.listxattr(source)
     except OSError as error:
@@ -357,25 +426,35 @@ def _copy_xattrs(tree: Tree, source: int | bytes, copy: int | bytes) -> None:
     follow = {"follow_symlinks": False} if isinstance(source, bytes) else {}
     for text in names:
         name = os.fsencode(text)
-        if marks.shown(tree.prefix, name) is None:
+        to = carried(name)
+        if to is None:
             continue
         try:
-            os.setxattr(copy, name, os.getxattr(source, name, **follow), **follow)
+            os.setxattr(copy, to, os.getxattr(source, name, **follow), **follow)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP or marks.must_copy(name):
                 raise
 
 
-def carry(tree: Tree, directory: int, name: bytes, st: os.stat_result, temporary: bytes) -> None:
-    """Give a file in the work directory the owner, xattrs, mode and times of `name` in `directory`, which are `st`."""
-    os.chown(temporary, st.st_uid, st.st_gid, dir_fd=tree.work, follow_symlinks=False)
-    _copy_xattrs(tree, xattr_path(directory, name), xattr_path(tree.work, temporary))
+def carry(
+    tree: Tree, layer: int, directory: int, name: bytes, st: os.stat_result, temporary: bytes, notes: dict[bytes, bytes]
+) -> None:
+    """Give a file in the work directory the owner, xattrs, mode and times of a layer's `name` in `directory`.
+
+    They are `st`; `notes` are further xattrs.
+    """
+    owner = tree.own(st)
+    os.chown(temporary, owner.uid, owner.gid, dir_fd=tree.work, follow_symlinks=False)
+    copy = xattr_path(tree.work, temporary)
+    _copy_xattrs(xattr_path(directory, name), copy, tree.carried(layer))
+    for xattr, value in notes.items():
+        os.setxattr(copy, xattr, value, follow_symlinks=False)
     if not stat.S_ISLNK(st.st_mode):
-        os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=tree.work)
+        os.chmod(temporary, owner.mode, dir_fd=tree.work)
     os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=tree.work, follow_symlinks=False)
 
 
-def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: int) -> os.stat_result:
+def _special(tree: Tree, node: Node, st: os.stat_result, source: int, place: tuple[int, bytes]) -> os.stat_result:
     """Copy a directory, symlink, device, FIFO or socket through the work directory; return the copy's attributes."""
     name, temporary = node.name, tree.temporary()
     kind = stat.S_IFMT(st.st_mode)
@@ -386,25 +465,15 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, target: in
     else:
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
-        origin = _origin(tree, node, st, source, name)
-        if origin is not None:
-            os.setxattr(xattr_path(tree.work, temporary), tree.prefix + marks.ORIGIN, origin, follow_symlinks=False)
-        carry(tree, source, name, st, temporary)
+        carry(tree, node.layer, source, name, st, temporary, _notes(tree, node, st, source, name))
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
         done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)
-        os.rename(temporary, name, src_dir_fd=tree.work, dst_dir_fd=target)
+        os.rename(temporary, place[1], src_dir_fd=tree.work, dst_dir_fd=place[0])
     except OSError:
         (os.rmdir if kind == stat.S_IFDIR else os.unlink)(temporary, dir_fd=tree.work)
         raise
     return done
-
-
-def _times(directory: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A directory's times, to be put back: a copy-up is no change that anybody made (ovl_set_timestamps)."""
-    st = os.fstat(directory)
-    atime, mtime = divmod(st.st_atime_ns, 10**9), divmod(st.st_mtime_ns, 10**9)
-    return atime, mtime
 
 
 def flush_directory(parent: int, name: bytes) -> None:

@@ -112,13 +112,14 @@ class Search:
         """Look for one name of the path, which `rest` follows, and learn what it says of the layers below."""
         last = not rest
         files = self.tree.whiteouts_are_files
-        if files and self.tree.is_gone(layer, directory, name):
-            self._stop = True
+        if files and self.tree.is_mark(layer, name):
             return None
+        gone = files and self.tree.is_gone(layer, directory, name)
         try:
             st = os.stat(redirect.checked_name(name), dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                self._stop = self._stop or gone
                 return None
             raise
         if self.tree.is_whiteout(layer, directory, name, st):
@@ -130,7 +131,7 @@ class Search:
             if self._is_dir or not last or (self.metacopy and not stat.S_ISREG(st.st_mode)):
                 return None
             self.metacopy = found_in.lacks_data(directory, name, st)
-            self._stop = not self.metacopy
+            self._stop = gone or not self.metacopy
             if self._stop or (layer == self.tree.bottom and not self.tree.data):
                 return st
         else:
@@ -141,7 +142,7 @@ class Search:
             if layer == self.tree.bottom:
                 return st
             if found_in.mark(directory, name, marks.OPAQUE) == marks.OPAQUE_YES or (
-                files and self.tree.hides(layer, directory, name)
+                files and (gone or self.tree.hides(layer, directory, name))
             ):
                 self._stop = True
                 return st
@@ -166,17 +167,22 @@ def discover(tree: "Tree", parent: "Node", name: bytes) -> "tuple[Node, os.stat_
         node = tree.enter(parent, name, layers, top, below)
         node.places = {part.layer: part.place for part in found[1:]}
     else:
-        if below is not None and below.st_nlink > 1:
-            below = None
-        elif below is None and layers[0] == UPPER and is_impure(tree, parent):
-            below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
-        node = tree.enter(parent, name, layers[:1], top, below)
-        if node.data is not None:
-            pass  # known under another of its names, and perhaps found already
-        elif search.in_data_layer:
+        data = None
+        if search.in_data_layer:
             assert search.redirect is not None
-            node.data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
+            data = Data(NOT_YET, tuple(search.redirect[1:].split(b"/")))
         elif len(found) > 1:
-            node.data = Data(layers[-1], found[-1].place)
-    node.redirect = search.upper_redirect
+            data = Data(layers[-1], found[-1].place)
+        if tree.index is not None and top.st_nlink > 1:
+            node, top = tree.index.enter(tree, parent, name, layers[0], top, data)
+        else:
+            if below is not None and below.st_nlink > 1:
+                below = None
+            elif below is None and layers[0] == UPPER and is_impure(tree, parent):
+                below = origin_of(tree, tree.dir_fd(parent, UPPER), name, top)
+            node = tree.enter(parent, name, layers[:1], top, below)
+            if node.data is None:  # otherwise it is known under another of its names, and perhaps found already
+                node.data = data
+    if layers[0] == UPPER:
+        node.redirect = search.upper_redirect
     return node, top

@@ -30,9 +30,13 @@ class ImageTree(Tree):
     def _discover(self, parent: Node, name: bytes, start: int) -> tuple[Node, os.stat_result] | None:
         return discover(self, parent, name)
 
+    def is_mark(self, layer: int, name: bytes) -> bool:
+        """Whether a name of a lower layer is a mark."""
+        return layer != UPPER and images.is_mark(name)
+
     def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
         """Whether a file of the layer says so."""
-        return layer != UPPER and (images.is_mark(name) or _exists(directory, images.whiteout_of(name)))
+        return layer != UPPER and _exists(directory, images.whiteout_of(name))
 
     def hides(self, layer: int, directory: int, name: bytes) -> bool:
         """Whether a directory of the layer has the file that says that it hides what is below."""

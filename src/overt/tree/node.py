@@ -23,9 +23,11 @@ class Node:
         "data",
         "dropped",
         "fds",
+        "filling",
         "handles",
         "id",
         "impure",
+        "index",
         "ino",
         "key",
         "layer",
@@ -67,8 +69,12 @@ class Node:
         """what its mark in the upper says of that"""
         self.data: Any = None
         """where the data of a file is that has only attributes in its layer (overt.tree.data.Data)"""
+        self.filling: Any = None
+        """what the file is to have when its data, which is being fetched, has come (overt.tree.copyup.Filling)"""
         self.impure: bool | None = None
         """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
+        self.index: Any = None
+        """how many links a file has that is in the index, or will be when it is copied up (overt.tree.index.Links)"""
         self.children: dict[bytes, Node] | None = None
         self.fds: dict[int, int] = {}
         self.links: set[tuple[Node, bytes]] | None = None

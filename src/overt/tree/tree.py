@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from overt.overlay import marks, redirect
 from overt.overlay.listing import DT_DIR, Entry
 from overt.overlay.numbers import Numbers
+from overt.overlay.owners import Owner
 from overt.tree.copies import is_impure, origin_of
 from overt.tree.data import open_data
 from overt.tree.follow import discover
 from overt.tree.handles import Handles
-from overt.tree.kept import Kept
+from overt.tree.index import Index
+from overt.tree.known import Known
 from overt.tree.layer import UPPER, DescriptorCache, Layer
 from overt.tree.node import ROOT_ID, Node
 from overt.tree.places import DIRECTORY, open_place
@@ -28,17 +30,19 @@ class Later(Exception):
     """Raised by a verb that has to wait for long work: do `work` elsewhere, then `finish` here, then call the verb
     again.
 
-    `key` names the work, so that two who wait for the same do it once. `finish` gets what `work` returned or raised.
+    `key` names the work, so that two who wait for the same do it once: the second has to `abandon` his. `finish` gets
+    what `work` returned or raised.
     """
 
-    def __init__(self, key: object, work: Work, finish: Finish) -> None:
+    def __init__(self, key: object, work: Work, finish: Finish, abandon: Callable[[], None]) -> None:
         super().__init__(key)
         self.key = key
         self.work = work
         self.finish = finish
+        self.abandon = abandon
 
 
-class Tree:
+class Tree(Known):
     """One overlay's layers and the nodes that the kernel knows. Used by one thread only."""
 
     whiteouts_are_files = False
@@ -55,12 +59,15 @@ class Tree:
         metacopy: bool = False,
         data: Iterable[Layer] = (),
         inline_copy: int = 1 << 18,
+        index: int = -1,
     ) -> None:
         """`layers` uppermost first; `work` is the workdir's descriptor or -1 without an upper; `sync` is fsync=...
 
         `metacopy`: copy attributes up without the data; `data`: data-only layers, in which data alone is looked for.
+        `index`: the descriptor of the index directory, or -1 for index=off.
         `inline_copy`: up to how many bytes a copy-up without an fsync is done at once, not by raising `Later`.
         """
+        super().__init__()
         self.layers = {layer.index: layer for layer in layers}
         self.data = {layer.index: layer for layer in data}
         self.metacopy = metacopy
@@ -75,18 +82,9 @@ class Tree:
         self.redirects = redirect_dir == redirect.ON
         """whether a directory with a lower part can be renamed"""
         self.inline_copy = inline_copy
-        self.nodes: dict[int, Node] = {}
-        self.upper_files: dict[object, Node] = {}
-        self.forgotten = 0
-        """nodes that the kernel has forgotten, since the last `shrink`"""
-        self.kept = Kept()
         self.prepared: dict[tuple[Node, int | None], object] = {}
-        self.origins: dict[object, int] = {}
-        """key of an upper file -> the inode number that the file had before it was copied up"""
-        self.handles = Handles(self.layers.values())
-        self.changed: list[int] = []
-        """nodes whose attributes changed without the kernel knowing; the server tells it"""
-        self._last_id = ROOT_ID
+        self.handles = Handles(self.layers.values(), nameless=index >= 0)
+        self.index = Index(index) if index >= 0 else None
         self._temporary = 0
         indices = self.layers_of_root()
         devices = [layer.device for layer in (*(self.layers[index] for index in indices), *self.data.values())]
@@ -118,76 +116,8 @@ class Tree:
         self.handles.close()
         if self.work >= 0:
             os.close(self.work)
-
-    # From a number to a node
-
-    def node(self, number: int) -> Node:
-        """The node of this number; ESTALE if there is none."""
-        node = self.nodes.get(number)
-        if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return node
-
-    def forget(self, number: int, count: int) -> None:
-        """The kernel gives back `count` references to a number."""
-        node = self.nodes.get(number)
-        if node is None:
-            return
-        if number != node.id and node.stale is not None:
-            node.stale[number] -= count
-            if node.stale[number] <= 0:
-                del node.stale[number], self.nodes[number]
-                self._drop_if_unknown(node)
-            return
-        node.lookups -= count
-        self._drop_if_unknown(node)
-
-    def unused(self, node: Node) -> None:
-        """A node that was looked up but not given to the kernel."""
-        self._drop_if_unknown(node)
-
-    def renumber(self, node: Node) -> None:
-        """Give the file a new number: what the kernel knows under the old one stays as it is (see server/data.py)."""
-        if node.stale is None:
-            node.stale = {}
-        self.changed.append(node.id)
-        node.stale[node.id] = node.lookups
-        node.id = self._next_id()
-        node.lookups = 0
-        self.nodes[node.id] = node
-
-    def touched(self, node: Node) -> None:
-        """Attributes have changed by a request: what the kernel knows under another number is out of date."""
-        if node.stale:
-            self.changed.append(node.id)
-
-    def _drop_if_unknown(self, node: Node | None) -> None:
-        while (
-            node is not None and node.lookups <= 0 and not node.children and not node.stale and node.parent is not None
-        ):
-            parent = node.parent
-            self.nodes.pop(node.id, None)
-            for place, name in self._names(node):
-                if place.children is not None and place.children.get(name) is node:
-                    del place.children[name]
-                    if not place.children:  # as large as it ever was, otherwise
-                        place.children = None
-            if node.key is not None:
-                self.upper_files.pop(node.key, None)
-            self.kept.forget(node)
-            node.close()
-            self.forgotten += 1
-            node = parent
-
-    def shrink(self) -> None:
-        """Give back the room of what was forgotten: a dict that has lost its items stays as large as it was."""
-        self.forgotten = 0
-        self.nodes = dict(self.nodes)
-        self.upper_files = dict(self.upper_files)
-
-    def _names(self, node: Node) -> list[tuple[Node, bytes]]:
-        names = [(node.parent, node.name)] if node.parent is not None else []
-        return names + list(node.links or ())
+        if self.index is not None:
+            os.close(self.index.fd)
 
     # From a node to a file
 
@@ -239,12 +169,59 @@ class Tree:
         directory, name = self.at(node)
         return b"/proc/self/fd/%d/%b" % (directory, name)
 
+    # What a tree that keeps owners elsewhere does otherwise (overt.tree.owners)
+
+    def shown(self, node: Node, st: os.stat_result) -> os.stat_result:
+        """What is to be shown of a file whose own attributes are `st`."""
+        return st
+
+    def created(self, parent: Node, node: Node, st: os.stat_result) -> os.stat_result:
+        """A file was made, and its own attributes are `st`; return what is to be shown of it."""
+        return st
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """chmod(2)."""
+        if node.anchor >= 0:
+            os.chmod(self.path(node), mode)
+        else:
+            directory, name = self.at(node)
+            os.chmod(name, mode, dir_fd=directory)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """lchown(2)."""
+        if node.anchor >= 0:
+            os.chown(self.path(node), uid, gid)
+        else:
+            directory, name = self.at(node)
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+
+    def notes(self, node: Node, st: os.stat_result) -> dict[bytes, bytes]:
+        """xattrs that a copy of a file, which is `st`, is to have beside those of the file."""
+        return {}
+
+    def own(self, st: os.stat_result) -> Owner:
+        """The owner and mode that a copy of a file, which is `st`, is to have; any thread."""
+        return Owner(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+
+    def carried(self, layer: int) -> Callable[[bytes], bytes | None]:
+        """How a copy of a layer's file calls the file's xattrs, None for those that stay behind; for any thread."""
+        return lambda xattr: None if marks.shown(self.prefix, xattr) is None else xattr
+
+    def stored_xattr(self, node: Node, name: bytes) -> bytes:
+        """The name that a file's layer has for what users call `name`."""
+        return marks.stored(self.prefix, name)
+
+    def shown_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """What users call an xattr of a file's layer; None for what is not theirs."""
+        return marks.shown(self.prefix, name)
+
     def name_of(self, node: Node) -> str:
         """The file's path in the overlay, for people."""
         parts = []
         while node.parent is not None:
-            parts.append(os.fsdecode(node.name))
-            node = node.parent
+            parent, name = self.place(node)
+            parts.append(os.fsdecode(name))
+            node = parent
         return "/" + "/".join(reversed(parts))
 
     def open(self, node: Node, flags: int) -> int:
@@ -296,7 +273,7 @@ class Tree:
             child = children.get(name)
             if child is not None:
                 try:
-                    if child.parent is parent and child.name == name:
+                    if (child.parent is parent and child.name == name) or child.index is not None:
                         return child, self.stat(child)
                     fd = self.dir_fd(parent, child.layer)
                     return child, os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -351,14 +328,20 @@ class Tree:
                     return discover(self, parent, name)
         if top is None:
             return None
+        if self.index is not None and top.st_nlink > 1 and top.st_mode & _IFMT != stat.S_IFDIR:
+            return self.index.enter(self, parent, name, found[0], top)
         return self.enter(parent, name, tuple(found), top, second if found[0] == UPPER else None), top
 
+    def is_mark(self, layer: int, name: bytes) -> bool:
+        """Whether a name of the layer is never shown; asked only if `whiteouts_are_files`, and so are these two."""
+        return False
+
     def is_gone(self, layer: int, directory: int, name: bytes) -> bool:
-        """Whether another file of the layer says that the name is gone; asked only if `whiteouts_are_files`."""
+        """Whether another file of the layer says that the name is gone from the layers below."""
         return False
 
     def hides(self, layer: int, directory: int, name: bytes) -> bool:
-        """Whether a file in a directory of the layer says that it hides what is below; likewise."""
+        """Whether a file in a directory of the layer says that it hides what is below."""
         return False
 
     def is_whiteout(self, layer: int, directory: int, name: bytes, st: os.stat_result) -> bool:
@@ -383,9 +366,9 @@ class Tree:
         is_upper_file = layers[0] == UPPER and st.st_mode & _IFMT != stat.S_IFDIR
         if is_upper_file:
             key = self.key_of(st)
-            node = self.upper_files.get(key)
+            node = self.files.get(key)
             if node is not None:
-                self._name(node, parent, name)
+                self.name(node, parent, name)
                 return node
             ino = self.ino(below or st)
             if below is not None:
@@ -394,37 +377,33 @@ class Tree:
                 ino = self.origins.get(key, ino)
         else:
             ino = self.ino(below or st)
-        node = Node(self._next_id(), parent, name, layers, st.st_mode, ino)
+        node = Node(self.next_id(), parent, name, layers, st.st_mode, ino)
         self.nodes[node.id] = node
         if parent.children is None:
             parent.children = {}
         parent.children[name] = node
         if is_upper_file:
             node.key = key
-            self.upper_files[key] = node
+            self.files[key] = node
         return node
 
     def enter_nameless(self, st: os.stat_result, anchor: int) -> Node:
         """The node of a file without a name (O_TMPFILE), held by `anchor`."""
-        node = Node(self._next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
+        node = Node(self.next_id(), self.root, b"", (UPPER,), st.st_mode, self.ino(st))
         node.anchor = anchor
         self.nodes[node.id] = node
         node.key = self.key_of(st)
-        self.upper_files[node.key] = node
+        self.files[node.key] = node
         return node
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
 
     def key_of(self, st: os.stat_result) -> object:
         """What the table of upper files has a file under."""
         return st.st_ino if st.st_dev == self.layers[UPPER].device else (st.st_dev, st.st_ino)
 
-    def in_upper(self, node: Node, st: os.stat_result, *, hard_linked: bool = False) -> None:
+    def in_upper(self, node: Node, st: os.stat_result, *, broken: bool = False) -> None:
         """Note that a file was copied up and is `st` in the upper.
 
-        `hard_linked`: it has other names in the lower layer, and they stay there.
+        `broken`: it has other names in the lower layer, and they stay there.
         """
         if node.parent is not None and node.parent.listing is not None and node.anchor < 0:
             entry = node.parent.listing.get(node.name)
@@ -435,34 +414,14 @@ class Tree:
             node.impure = False
         else:
             node.layers = (UPPER,)
+            self.files.pop(node.key, None)
             node.key = self.key_of(st)
-            self.upper_files[node.key] = node
-            if hard_linked:  # the other names of the lower file keep its number, and this is another file from here on
+            self.files[node.key] = node
+            if broken:  # the other names of the lower file keep its number, and this is another file from here on
                 node.ino = self.ino(st)
             elif node.ino != self.ino(st):
                 self.origins[node.key] = node.ino
         node.layer = UPPER
-
-    # Names come and go
-
-    def _name(self, node: Node, parent: Node, name: bytes) -> None:
-        """Note one more name of a node; the first name known after the last was lost becomes its place."""
-        if parent.children is None:
-            parent.children = {}
-        parent.children[name] = node
-        if node.anchor >= 0:
-            os.close(node.anchor)
-            node.anchor = -1
-            node.parent, node.name = parent, name
-        elif node.parent is not parent or node.name != name:
-            if node.links is None:
-                node.links = set()
-            node.links.add((parent, name))
-
-    def link_name(self, node: Node, parent: Node, name: bytes) -> None:
-        """The file has got one more name."""
-        self.touched(node)
-        self._name(node, parent, name)
 
     def hold(self, node: Node, parent: Node, name: bytes) -> int:
         """Open the anchor that a node needs before its name goes, or -1 where another of its names is known."""
@@ -470,38 +429,6 @@ class Tree:
             return -1
         directory, known = self.at(node)
         return os.open(known, _O_ANCHOR, dir_fd=directory)
-
-    def unname(self, node: Node, parent: Node, name: bytes, anchor: int) -> None:
-        """The name is gone; `anchor` is what `hold` gave."""
-        self.touched(node)
-        if parent.children is not None and parent.children.get(name) is node:
-            del parent.children[name]
-        if node.links:
-            if node.parent is parent and node.name == name:
-                node.parent, node.name = node.links.pop()
-            else:
-                node.links.discard((parent, name))
-        elif anchor >= 0:
-            for fd in node.fds.values():
-                os.close(fd)
-            node.fds.clear()
-            node.anchor = anchor
-            if node.key in self.origins and not os.fstat(anchor).st_nlink:
-                del self.origins[node.key]  # its inode number is free for another file when the anchor goes
-
-    def move_name(self, node: Node, parent: Node, name: bytes, new_parent: Node, new_name: bytes) -> None:
-        """The file has another name instead of this one."""
-        if parent.children is not None and parent.children.get(name) is node:
-            del parent.children[name]
-        if node.parent is parent and node.name == name:
-            node.parent, node.name = new_parent, new_name
-        elif node.links:
-            node.links.discard((parent, name))
-            node.links.add((new_parent, new_name))
-        if new_parent.children is None:
-            new_parent.children = {}
-        new_parent.children[new_name] = node
-        self._drop_if_unknown(parent)
 
     def replaced(self, node: Node) -> None:
         """The upper has another directory in the place of `node`'s, and nothing below it shows any more."""
