@@ -1,7 +1,7 @@
-"""The verbs of the model, done to a real disk: ext4 that fails on demand, and on it overlays of the kernel's or overt's.
+"""The verbs of the model, done to a real disk: ext4 that fails on demand, with overlays of the kernel's or overt's on it.
 
-One disk serves many histories. What the last one left on the upper's cursor is looked at, by the host, before the next: a
-cursor whose value was seen is as good as a new one.
+One disk serves many histories. What the last one left on the upper's cursor is looked at, by the host, before the
+next: a cursor whose value was seen is as good as a new one.
 """
 
 import os

@@ -51,8 +51,8 @@ class Both:
                 possible = {
                     "mount": not party.mounted,
                     "umount": party.mounted and not any(file.is_open for file in party.files),
-                    "open": party.mounted and not all(file.is_open for file in party.files),
-                    "open_write": party.mounted and not all(file.is_open for file in party.files),
+                    "open": party.mounted,
+                    "open_write": party.mounted,
                     "lose": party.host,
                     "write": not party.host and index >= 0 and party.files[index].writable,
                 }

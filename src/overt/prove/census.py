@@ -87,7 +87,7 @@ class Census:
             known, done, told = self._parties[number]
             party = known.copy()
             for verb in self._script[done]:
-                step = perform(self.design, after, party, verb, 0 if verb == "syncfs" else -1)
+                step = perform(self.design, after, party, verb, -1 if verb == "mount" else 0)
                 assert step is not None
                 told = told or step.call.answer.errno != 0
             self._steps[upper, number] = self._upper(after), self._number(party, done + 1, told)

@@ -262,10 +262,12 @@ def options(scope: Scope, bound: Bound, upper: Upper, party: Party) -> list[tupl
     for name in scope.host if party.host else scope.overlay:
         if name == "lose" and upper.errors >= bound.errors:
             continue
-        if VERBS[name].on_file:
-            found += [(name, index) for index, file in enumerate(party.files) if file.is_open]
-        else:
+        on = VERBS[name].on
+        if not on:
             found.append((name, -1))
+            continue
+        places = [index for index, file in enumerate(party.files) if file.is_open == (on == "open")]
+        found += [(name, index) for index in (places if on == "open" else places[:1])]
     return found
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from overt.prove import claims
 from overt.prove.checker import Checker, Place, options, perform
+from overt.prove.verbs import VERBS
 from overt.prove.world import Party, Upper
 
 
@@ -43,14 +44,12 @@ class Replay:
     def do(self, number: int, verb: str, index: int) -> None:
         """Do what is known to be possible."""
         party = self.parties[number]
-        fd = self.names[number][index] if index >= 0 else 0
-        was_open = [file.is_open for file in party.files]
         step = perform(self.checker.design, self.upper, party, verb, index)
         assert step is not None, f"{verb} is not possible here"
-        for place, file in enumerate(party.files):
-            if file.is_open and not was_open[place]:
-                self.opened[number] += 1
-                fd = self.names[number][place] = self.opened[number]
+        if VERBS[verb].on == "free":
+            self.opened[number] += 1
+            self.names[number][index] = self.opened[number]
+        fd = self.names[number][index] if index >= 0 else 0
         if step.error:
             for one in self.parties:
                 claims.strike(one)

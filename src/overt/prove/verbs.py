@@ -22,10 +22,10 @@ class Verb(NamedTuple):
     """A row of VERBS."""
 
     do: Callable[[Design, Upper, Party, File], Answer | None]
-    on_file: bool = False
-    """whether it is done to each open file in turn; else once"""
-    words: str = ""
-    """for a timeline; {fd} and {file} are filled in"""
+    words: str
+    """for a timeline; {fd} is filled in"""
+    on: str = ""
+    """"open": it is done to each open file in turn; "free": to a free place for one; else to none"""
 
 
 def mount(design: Design, upper: Upper, party: Party, _: File) -> Answer | None:
@@ -61,18 +61,17 @@ def _forget(party: Party) -> None:
     party.inode = Inode(LOWER if party.inode.place else NONE)
 
 
-def open_read(design: Design, upper: Upper, party: Party, _: File) -> Answer | None:
-    return _open(design, upper, party, writable=False)
+def open_read(design: Design, upper: Upper, party: Party, free: File) -> Answer | None:
+    return _open(design, upper, party, free, writable=False)
 
 
-def open_write(design: Design, upper: Upper, party: Party, _: File) -> Answer | None:
+def open_write(design: Design, upper: Upper, party: Party, free: File) -> Answer | None:
     """Opening a lower file for writing copies it up."""
-    return _open(design, upper, party, writable=True)
+    return _open(design, upper, party, free, writable=True)
 
 
-def _open(design: Design, upper: Upper, party: Party, *, writable: bool) -> Answer | None:
-    free = next((file for file in party.files if not file.is_open), None)
-    if free is None or not (party.mounted or party.host):
+def _open(design: Design, upper: Upper, party: Party, free: File, *, writable: bool) -> Answer | None:
+    if not party.mounted:
         return None
     if writable and party.inode.place == LOWER:
         party.inode = Inode(UPPER)
@@ -157,17 +156,17 @@ def syncfs(design: Design, upper: Upper, party: Party, file: File) -> Answer | N
 
 
 VERBS: Mapping[str, Verb] = {
-    "mount": Verb(mount, words="mount"),
-    "open": Verb(open_read, words="open {fd}"),
-    "open_write": Verb(open_write, words="open {fd} for writing"),
-    "write": Verb(write, True, "write to {fd}"),
-    "write_back": Verb(write_back, words="its pages are written back"),
-    "lose": Verb(lose, words="a write is lost: 1 writeback error recorded in upper sb"),
-    "abort": Verb(abort, words="the journal of the upper aborts"),
-    "syncfs": Verb(syncfs, True, "syncfs({fd})"),
-    "fsync": Verb(fsync, True, "fsync({fd})"),
-    "close": Verb(close, True, "close {fd}"),
-    "evict": Verb(evict, words="the inode is evicted"),
-    "umount": Verb(umount, words="umount"),
-    "die": Verb(die, words="the server is killed"),
+    "mount": Verb(mount, "mount"),
+    "open": Verb(open_read, "open {fd}", "free"),
+    "open_write": Verb(open_write, "open {fd} for writing", "free"),
+    "write": Verb(write, "write to {fd}", "open"),
+    "write_back": Verb(write_back, "its pages are written back"),
+    "lose": Verb(lose, "a write is lost: 1 writeback error recorded in upper sb"),
+    "abort": Verb(abort, "the journal of the upper aborts"),
+    "syncfs": Verb(syncfs, "syncfs({fd})", "open"),
+    "fsync": Verb(fsync, "fsync({fd})", "open"),
+    "close": Verb(close, "close {fd}", "open"),
+    "evict": Verb(evict, "the inode is evicted"),
+    "umount": Verb(umount, "umount"),
+    "die": Verb(die, "the server is killed"),
 }

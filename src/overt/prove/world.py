@@ -68,6 +68,8 @@ class Asked(Record):
     """it has asked since the last error that struck it"""
     told: bool = False
     """and was told of it"""
+    hoping: bool = False
+    """it was opened while nobody in its overlay had been told: it may be told, even if another is first"""
     wrote: bool = False
     """it wrote what was lost (fsync)"""
     early: bool = False
