@@ -1,4 +1,4 @@
-"""The verbs of the model, done to a real disk: ext4 that fails on demand, with overlays of the kernel's or overt's on it.
+"""The verbs of the model, done to a real disk: ext4 that fails on demand, and overlays of the kernel's or overt's.
 
 One disk serves many histories. What the last one left on the upper's cursor is looked at, by the host, before the
 next: a cursor whose value was seen is as good as a new one.

@@ -20,7 +20,7 @@ the numbers in ascending order stands for all. What is visited, and in which ord
 
 import sys
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 
 from overt.prove import claims
@@ -55,6 +55,7 @@ class Result(NamedTuple):
     complete: bool
     """whether every state within the scope was visited"""
     seconds: float
+    """of processor time"""
     bytes: int
     """memory of the states visited, their parents included"""
     violations: dict[RuleId, Place]
@@ -92,10 +93,11 @@ class Checker:
 
     def run(self, limit: int | None = None, report: Report | None = None) -> Result:
         """Visit every state, or the first `limit`."""
-        begun = perf_counter()
+        begun = process_time()
         parents, start = self.parents, self.start
         parents[start] = start
-        frontier, depth, transitions, due = [start], 0, 0, _REPORT
+        frontier, depth, transitions = [start], 0, 0
+        due = _REPORT if limit is None else min(limit, _REPORT)
         arrange = self._arrangement()
         slots: list[_Slot] = [(number, shift, {}) for number, shift in enumerate(self.shifts)]
         while frontier:
@@ -125,17 +127,17 @@ class Checker:
                             parents[new] = state
                             following.append(new)
                 if len(parents) >= due:
-                    due += _REPORT
-                    if report is not None:
-                        report(len(parents))
                     if limit is not None and len(parents) >= limit:
                         return self._result(transitions, depth, False, begun)
+                    due += _REPORT if limit is None else min(_REPORT, limit - due)
+                    if report is not None:
+                        report(len(parents))
             frontier = following
             depth += bool(frontier)
         return self._result(transitions, depth, True, begun)
 
     def _result(self, transitions: int, depth: int, complete: bool, begun: float) -> Result:
-        seconds = perf_counter() - begun
+        seconds = process_time() - begun
         states = len(self.parents)
         size = sys.getsizeof(self.parents) + states * sys.getsizeof(max(self.parents))
         return Result(states, transitions, depth, complete, seconds, size, dict(self.violations), set(self.witnessed))

@@ -90,7 +90,7 @@ SCOPES: Mapping[str, Scope] = {
         Scope(
             "fsync",
             ("mount", "open", "open_write", "write", "lose", "write_back", "fsync", "close", "evict"),
-            ("open", "syncfs"),
+            ("lose", "open", "syncfs"),
             files=True,
             host_fds=1,
         ),
