@@ -1,4 +1,4 @@
-"""The matrix of the thread, its exact sizes, and what is made of it; the whole of it is checked once for all tests here."""
+"""The matrix of the thread, its exact sizes, and what is made of it; all of it is checked once for the tests here."""
 
 import json
 import os

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from overt.prove import report, timeline
+from overt.prove.census import Census
 from overt.prove.claims import CLAIMS
 from overt.prove.designs import DESIGNS
 from overt.prove.matrix import SOLVED, UNSOLVED, Finding, Verdict
@@ -43,7 +44,15 @@ def _page(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound
                 out.append(f"| U{number} | {claim.text} | {row} |")
         out.append("")
     out += [
-        f"{states:,} states were visited, all there are within the bound. A **NO** leads to the shortest history that shows it.",
+        f"{states:,} states were visited, all there are within the bound. A **NO** leads to the shortest history that",
+        "shows it; one without a link is a use case that never comes up, because whoever would have to be told first is not.",
+        "",
+        "And the mail's own arithmetic: 1000 overlays, 1 writeback error recorded in upper sb, syncfs (new fd) inside each",
+        "of the 1000 containers, in any order. How many are told?",
+        "",
+        "| " + " | ".join(DESIGNS) + " |",
+        "|" + "---|" * len(DESIGNS),
+        "| " + " | ".join(_census(design) for design in DESIGNS) + " |",
         "",
         "## The designs",
         "",
@@ -62,6 +71,10 @@ def _page(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound
             if verdict.design == design.name and verdict.outcome == UNSOLVED:
                 out += _unsolved(verdict)
     return out
+
+
+def _census(design: str) -> str:
+    return " or ".join(map(str, sorted(Census(DESIGNS[design]).told(1000))))
 
 
 def _unsolved(verdict: Verdict) -> list[str]:

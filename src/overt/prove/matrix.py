@@ -95,7 +95,7 @@ def _verdict(design: str, number: int, findings: list[Finding], missing: int) ->
         states = sum(finding.states for finding in findings)
         return Verdict(design, number, UNKNOWN, f"no violation in the first {states:,} states")
     seen = set().union(*(finding.witnessed for finding in findings))
-    if any((number, index) not in seen for index, _ in enumerate(claim.rules)):
+    if any(rule.sometimes and (number, index) not in seen for index, rule in enumerate(claim.rules)):
         return Verdict(design, number, UNSOLVED, "it never comes to that: whoever would have to be told first is not")
     return Verdict(design, number, SOLVED)
 
