@@ -21,6 +21,13 @@ opinion: `overt prove` has a [model](prove.md) of error cursors and overlays, in
 does, and visits **every** history of {bound}. *yes* means that the use case holds in all of them.
 """
 
+_AFTER = """{states:,} states were visited, all there are within the bound. A **NO** leads to the shortest history that
+shows it; one without a link is a use case that never comes up, because whoever would have to be told first is not.
+
+And the mail's own arithmetic: 1000 overlays, 1 writeback error recorded in upper sb, syncfs (new fd) inside each
+of the 1000 containers, in any order. How many are told?
+"""
+
 
 def pages(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound) -> Mapping[str, str]:
     """The page and its pictures: what each file has to contain, by its path in docs/."""
@@ -44,11 +51,7 @@ def _page(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound
                 out.append(f"| U{number} | {claim.text} | {row} |")
         out.append("")
     out += [
-        f"{states:,} states were visited, all there are within the bound. A **NO** leads to the shortest history that",
-        "shows it; one without a link is a use case that never comes up, because whoever would have to be told first is not.",
-        "",
-        "And the mail's own arithmetic: 1000 overlays, 1 writeback error recorded in upper sb, syncfs (new fd) inside each",
-        "of the 1000 containers, in any order. How many are told?",
+        *_AFTER.format(states=states).splitlines(),
         "",
         "| " + " | ".join(DESIGNS) + " |",
         "|" + "---|" * len(DESIGNS),
