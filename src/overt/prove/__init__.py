@@ -6,6 +6,7 @@
     claims    the use cases U1 to U25, as properties of histories
     checker   every history within a scope, breadth first
     matrix    designs x use cases: the verdicts, and a shortest history for each that is violated
+    races     errseq between two instructions
     census    one error under N containers, N up to 1000
     timeline  a history for people to read: text, and picture for SVG
 

@@ -18,8 +18,8 @@ OURS = ("overt",)
 
 
 def breaks_a_promise(verdict: Verdict) -> bool:
-    """Whether overt leaves a must unsolved."""
-    return verdict.design in OURS and CLAIMS[verdict.use_case].must and verdict.outcome == UNSOLVED
+    """Whether there is a history in which overt breaks a must; a small world may have none in which it comes up."""
+    return verdict.design in OURS and CLAIMS[verdict.use_case].must and verdict.history is not None
 
 
 def table(verdicts: list[Verdict]) -> Table:
