@@ -8,7 +8,9 @@ error is the exception, and a simple one: everybody's ghost hears of it.
 `claims` writes them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Self
 
 NONE, LOWER, UPPER = 0, 1, 2
@@ -24,36 +26,38 @@ class Record:
 
     def copy(self) -> Self:
         """A copy that shares nothing with the original."""
-        new = object.__new__(type(self))
-        for name in _names(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, Record):
-                value = value.copy()
-            elif isinstance(value, list):
-                value = [item.copy() for item in value]
-            setattr(new, name, value)
-        return new
+        kind = type(self)
+        values, plain = _SHAPES.get(kind) or _shape(kind)
+        return kind(*values(self)) if plain else kind(*[_copy(value) for value in values(self)])
 
     def key(self) -> tuple[Any, ...]:
         """Everything in it, hashable and ordered."""
-        found: list[Any] = []
-        for name in _names(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, Record):
-                value = value.key()
-            elif isinstance(value, list):
-                value = tuple([item.key() for item in value])
-            found.append(value)
-        return tuple(found)
+        values, plain = _SHAPES.get(type(self)) or _shape(type(self))
+        found = values(self)
+        return found if plain else tuple([_key(value) for value in found])
 
 
-_NAMES: dict[type, tuple[str, ...]] = {}
+_Shape = tuple[Callable[[Any], tuple[Any, ...]], bool]
+_SHAPES: dict[type, _Shape] = {}
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    if kind not in _NAMES:
-        _NAMES[kind] = tuple(one.name for one in fields(kind))
-    return _NAMES[kind]
+def _shape(kind: type) -> _Shape:
+    """How to get all of a record's values, and whether there are no records among them."""
+    names = [one.name for one in fields(kind)]
+    found = _SHAPES[kind] = attrgetter(*names), all(one.type in (int, bool) for one in fields(kind))
+    return found
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.copy()
+    return [item.copy() for item in value] if isinstance(value, list) else value
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.key()
+    return tuple([item.key() for item in value]) if isinstance(value, list) else value
 
 
 @dataclass(slots=True)
