@@ -179,6 +179,14 @@ class World:
         for _ in range(4):
             Path("/proc/sys/vm/drop_caches").write_text("2")
 
+    def abort(self, party: int, _: int) -> None:
+        """The journal cannot be written. Nothing on this disk can be removed afterwards."""
+        self.stage.disk.fail("write")
+        os.mkdir(self.stage.root / "journalled")
+        with suppress(OSError):
+            self.stage.disk.push()
+        self._made.clear()
+
     def in_call(self, party: int, verb: str, fd: int) -> int:
         """The question itself finds the disk failing."""
         self.stage.disk.fail("data")

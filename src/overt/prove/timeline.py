@@ -12,7 +12,7 @@ text{fill:#1f2328}.lane{stroke:#8c959f}.box{fill:#eaeef2;stroke:#8c959f}.error{f
 @media (prefers-color-scheme:dark){text{fill:#e6edf3}.box{fill:#21262d;stroke:#6e7681}
 .error{fill:#3b2e00;stroke:#d29922}.wrong{fill:#4c1513;stroke:#f85149}.bad{fill:#ff7b72}}
 """
-_ROW, _LANE, _TOP, _PAD = 34, 250, 44, 12
+_ROW, _LANE, _TOP, _PAD = 34, 300, 44, 12
 
 
 def line(event: Event) -> str:

@@ -54,9 +54,8 @@ def die(design: Design, upper: Upper, party: Party, _: File) -> Answer | None:
 
 
 def _forget(party: Party) -> None:
-    fresh = Party(volatile=party.volatile)
-    party.mounted, party.s_wb_err, party.mark = False, 0, 0
-    party.mounted_at, party.reached = fresh.mounted_at, fresh.reached
+    party.mounted = False
+    party.s_wb_err = party.mark = party.mounted_at = party.reached = 0
     party.files = [File() for _ in party.files]
     party.inode = Inode(LOWER if party.inode.place else NONE)
 
