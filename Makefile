@@ -6,14 +6,15 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-long test-containers bench deb lint format types floors clean
+.PHONY: help demo prove test test-long test-containers bench deb lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
 	@echo 'make test           the test suite'
 	@echo 'make test-long      the tests that take minutes'
 	@echo 'make test-containers   of these, podman and buildah on overt'
-	@echo 'make bench          overt beside the other overlays, in ratios'
+	@echo 'make prove          which design tells whom, checked over every history'
+	@echo 'make bench          overt beside the other overlays, in ratios; its checker beside SPIN'
 	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
 	@echo 'make format         let ruff rewrite'
@@ -32,8 +33,12 @@ demo: .venv/runtime
 	@tools/debian-packages demo || :
 	@$(BIN)/overt demo --containers $(CONTAINERS) --fs $(FS) $(ARGS)
 
+prove: .venv/runtime
+	@$(BIN)/overt prove $(ARGS)
+
 bench: .venv/runtime
 	@tools/debian-packages bench || :
+	@$(BIN)/python tools/bench-prove
 	@$(BIN)/overt bench $(ARGS)
 
 test: .venv/dev

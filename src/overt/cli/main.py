@@ -27,6 +27,7 @@ COMMANDS = {
     "umount": "Unmount an overlay and say whether anything was lost.",
     "status": "Show mounts, uppers and the errors they recorded.",
     "demo": "Fail a disk under a thousand overlays and count who is told.",
+    "prove": "Check which design tells whom, over every history.",
     "bench": "Measure overt beside the other overlays.",
 }
 

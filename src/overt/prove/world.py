@@ -1,0 +1,163 @@
+"""The pieces of the model: the upper, overlays on it, their open files; named as the kernel names them.
+
+A piece is a small record of plain values. Whatever happens is done to an upper and one *party*, which is an overlay
+(with one file in it) or the host: no design reaches further, and that locality is what the checker's speed rests on. An
+error is the exception, and a simple one: everybody's ghost hears of it.
+
+*Ghosts* are what the claims remember: who has asked since the last error, who was told. No design reads one, and only
+`claims` writes them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Self
+
+NONE, LOWER, UPPER = 0, 1, 2
+"""where a file is, or what an open file was opened on; NONE: the file does not matter"""
+ALIVE, ABORTED, DEAD = 0, 1, 2
+"""an upper; one whose journal has aborted, before its next flush and after"""
+
+
+class Record:
+    """A record that can be copied, and that has a key: equal keys, equal pieces."""
+
+    __slots__ = ()
+
+    def copy(self) -> Self:
+        """A copy that shares nothing with the original."""
+        kind = type(self)
+        values, plain = _SHAPES.get(kind) or _shape(kind)
+        return kind(*values(self)) if plain else kind(*[_copy(value) for value in values(self)])
+
+    def key(self) -> tuple[Any, ...]:
+        """Everything in it, hashable and ordered."""
+        values, plain = _SHAPES.get(type(self)) or _shape(type(self))
+        found = values(self)
+        return found if plain else tuple([_key(value) for value in found])
+
+
+_Shape = tuple[Callable[[Any], tuple[Any, ...]], bool]
+_SHAPES: dict[type, _Shape] = {}
+
+
+def _shape(kind: type) -> _Shape:
+    """How to get all of a record's values, and whether there are no records among them."""
+    names = [one.name for one in fields(kind)]
+    found = _SHAPES[kind] = attrgetter(*names), all(one.type in (int, bool) for one in fields(kind))
+    return found
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.copy()
+    return [item.copy() for item in value] if isinstance(value, list) else value
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.key()
+    return tuple([item.key() for item in value]) if isinstance(value, list) else value
+
+
+@dataclass(slots=True)
+class Asked(Record):
+    """Ghost of an open file, for one kind of question (syncfs, or fsync)."""
+
+    due: bool = False
+    """it was open when an error was recorded, and has not asked since"""
+    again: bool = False
+    """due, and it had asked after an earlier error"""
+    asked: bool = False
+    """it has asked since the last error that struck it"""
+    told: bool = False
+    """and was told of it"""
+    hoping: bool = False
+    """it was opened while nobody in its overlay had been told: it may be told, even if another is first"""
+    wrote: bool = False
+    """it wrote what was lost (fsync)"""
+    early: bool = False
+    """it was opened before the file's copy-up (fsync)"""
+
+
+@dataclass(slots=True)
+class File(Record):
+    """An open file description: what dup(2), fork(2) and SCM_RIGHTS share."""
+
+    is_open: bool = False
+    """a free place otherwise"""
+    syncfs: Asked = field(default_factory=Asked)
+    fsync: Asked = field(default_factory=Asked)
+    f_sb_err: int = 0
+    f_wb_err: int = 0
+    real: int = NONE
+    """the layer that its data comes from"""
+    writable: bool = False
+
+
+@dataclass(slots=True)
+class Inode(Record):
+    """The file of an overlay, and its inode in the upper."""
+
+    place: int = NONE
+    dirty: bool = False
+    wb_err: int = 0
+    lost: bool = False
+    """ghost: a write was lost, and nobody was told by fsync"""
+    evicted: bool = False
+    """ghost: and the inode was evicted since"""
+
+
+@dataclass(slots=True)
+class Seen(Record):
+    """Ghost of an overlay."""
+
+    struck: bool = False
+    """an error was recorded since the mount"""
+    waiting: bool = False
+    """and nobody in this overlay was told of the last by syncfs"""
+    lost: bool = False
+    """a write of this overlay was lost, and nobody in it was told"""
+    mine: bool = False
+    """one of the errors since the mount was a write of this overlay"""
+    orphan: bool = False
+    """its server died before somebody was told"""
+
+
+@dataclass(slots=True)
+class Party(Record):
+    """The host, or an overlay (with its container): the two fields of the first three that differ say which."""
+
+    host: bool = False
+    volatile: bool = False
+    mounted: bool = False
+    s_wb_err: int = 0
+    """the cursor of the overlay's own superblock"""
+    mark: int = 0
+    """what the design sampled of the upper's cursor at the mount"""
+    mounted_at: int = 0
+    """overt: the account, `overt.ledger.Account`"""
+    reached: int = 0
+    files: list[File] = field(default_factory=list)
+    inode: Inode = field(default_factory=Inode)
+    seen: Seen = field(default_factory=Seen)
+
+
+@dataclass(slots=True)
+class Upper(Record):
+    """The superblock that all overlays have their upper directories on."""
+
+    s_wb_err: int = 0
+    errors: int = 0
+    """how many were recorded so far: a scope has a limit"""
+    state: int = ALIVE
+    mounts: int = 0
+    """overt: how many overlays this server has on it"""
+    recorded: int = 0
+    """overt: how many errors its ledger has recorded"""
+    unread: bool = False
+    """overt: whether there was an error since its eyes looked last"""
+    host_told: bool = False
+    """ghost: somebody on the host was told of the last error"""
+    container_told: bool = False
+    """ghost: somebody in a container was"""

@@ -1,0 +1,130 @@
+"""The matrix of the thread, its exact sizes, and what is made of it; all of it is checked once for the tests here."""
+
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from overt.cli.main import run
+from overt.prove import document, matrix, timeline
+from overt.prove.claims import CLAIMS
+from overt.prove.designs import DESIGNS
+from overt.prove.matrix import NOT_APPLICABLE, SOLVED, UNKNOWN, UNSOLVED, Finding, Verdict
+from overt.prove.scope import DEFAULT
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def findings() -> list[Finding]:
+    from overt.cli.prove import gather
+
+    found, stopped = gather(list(matrix.tasks(list(DESIGNS), DEFAULT)), os.cpu_count() or 1, None)
+    assert not stopped
+    return found
+
+
+@pytest.fixture(scope="module")
+def verdicts(findings: list[Finding]) -> dict[str, list[Verdict]]:
+    return {name: matrix.verdicts(name, findings) for name in DESIGNS}
+
+
+UNSOLVED_BY = {
+    "linux-5.10": {4, 5, 6, 8, 10, 11, 12, 13, 15, 16, 19, 21, 22, 24},
+    "layton": {4, 5, 6, 8, 11, 12, 13, 15, 16, 19, 21, 22, 24},
+    "check_error": {4, 5, 9, 10, 11, 12, 13, 15, 16, 19, 21, 22, 24},
+    "goldstein": {15, 19, 21, 22, 24},
+    "sticky": {5, 6, 8, 9, 11, 12, 13, 15, 19, 21, 22, 24},
+    "mainline": {5, 6, 8, 9, 11, 12, 13, 15, 19, 21, 22, 24},
+    "overt": {21, 22, 23},
+    "overt-untraced": {10, 21, 22, 23},
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_each_design_leaves_these_use_cases_unsolved(design: str, verdicts: dict[str, list[Verdict]]) -> None:
+    mine = verdicts[design]
+    assert {verdict.use_case for verdict in mine if verdict.outcome == UNSOLVED} == UNSOLVED_BY[design]
+    assert {verdict.use_case for verdict in mine if verdict.outcome == UNKNOWN} == {17, 18, 20, 25}
+    assert {verdict.use_case for verdict in mine if verdict.outcome == NOT_APPLICABLE} == (
+        set() if DESIGNS[design].served else {23}
+    )
+
+
+def test_overt_breaks_no_must(verdicts: dict[str, list[Verdict]]) -> None:
+    for design in ("overt", "overt-untraced"):
+        musts = [verdict for verdict in verdicts[design] if CLAIMS[verdict.use_case].must]
+        assert {verdict.outcome for verdict in musts if not CLAIMS[verdict.use_case].unknown} == {SOLVED}
+
+
+SIZES = {
+    "linux-5.10": 468_504,
+    "layton": 1_110_351,
+    "check_error": 1_332_796,
+    "goldstein": 2_024_546,
+    "sticky": 721_301,
+    "mainline": 591_265,
+    "overt": 1_809_772,
+    "overt-untraced": 1_856_052,
+}
+
+
+def test_every_state_there_is_was_visited_and_they_are_as_many_as_ever(findings: list[Finding]) -> None:
+    assert all(finding.complete for finding in findings)
+    states = {name: sum(one.states for one in findings if one.task.design == name) for name in DESIGNS}
+    assert states == SIZES
+
+
+def test_the_shortest_history_to_u5_on_mainline_is_the_mails(verdicts: dict[str, list[Verdict]]) -> None:
+    (verdict,) = [verdict for verdict in verdicts["mainline"] if verdict.use_case == 5]
+    assert verdict.history is not None
+    assert timeline.lines(verdict.history) == [
+        "container A (ordinary)  - mount",
+        "host                    - a write is lost: 1 writeback error recorded in upper sb",
+        "container A (ordinary)  - open fd 1",
+        "                        - syncfs(fd 1) = 0    <-- an error is due",
+    ]
+
+
+def test_the_page_and_its_pictures_are_current(findings: list[Finding], verdicts: dict[str, list[Verdict]]) -> None:
+    """`tools/use-cases` makes them."""
+    files = document.pages([verdict for mine in verdicts.values() for verdict in mine], findings, DEFAULT)
+    for path, text in files.items():
+        assert (DOCS / path).read_text() == text, path
+    assert {f"{document.PICTURES}/{path.name}" for path in (DOCS / document.PICTURES).iterdir()} == set(files) - {
+        document.PAGE
+    }
+
+
+def test_pictures_are_well_formed_and_say_what_was_answered() -> None:
+    text = (DOCS / document.PICTURES / "mainline-U5.svg").read_text()
+    ElementTree.fromstring(text)
+    assert "syncfs(fd 1) = 0" in text
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_json_has_the_verdict_and_the_history(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prove", "mainline", "U5", "--json", "--bound", "1/1/1", "--jobs", "1"]) == 0
+    (verdict,) = json.loads(capsys.readouterr().out)["verdicts"]
+    assert (verdict["outcome"], verdict["must"], verdict["history"][-1]["errno"]) == ("unsolved", True, 0)
+
+
+def test_a_use_case_is_told_as_a_story(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prove", "check_error", "5", "--bound", "2/1/1", "--jobs", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "Vivek Goyal's v3" in text
+    assert text.rstrip().endswith("<-- an error is due")
+
+
+def test_what_was_not_visited_is_not_called_solved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prove", "overt", "U5", "--states", "1", "--jobs", "1"]) == 0
+    assert "unknown: no violation in the first" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["prove", "nobody"], ["prove", "overt", "U26"], ["prove", "--bound", "5/1/1"]])
+def test_bad_usage_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
