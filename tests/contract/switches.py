@@ -247,7 +247,7 @@ def faults(path: str) -> None:
 
         def __getattr__(self, name):
             value = getattr(self.module, name)
-            if not callable(value) or name in ("close", "fsencode", "fsdecode", "strerror"):
+            if not callable(value) or isinstance(value, type) or name in ("close", "fsencode", "fsdecode", "strerror"):
                 return value
             return counted(name, value)
 
@@ -356,9 +356,10 @@ def asking() -> None:
 
 def faults_of_changes(path: str) -> None:
     """The same for the system calls that make, remove and rename names, once what is concerned is in the upper."""
-    from overt.tree import change, copyup
+    from overt.tree import change, copyup, owners
 
     kept = copyup.os, copyup.fcntl, copyup.utimensat
     faults(path)
+    owners.os = copyup.os
     change.os, (copyup.os, copyup.fcntl, copyup.utimensat) = copyup.os, kept
     change.renameat2 = change.os.module_counted("renameat2", change.renameat2)

@@ -120,12 +120,55 @@ def test_layers_of_each_kind_are_read_and_their_files_change_kind_when_they_are_
         assert sorted(os.listxattr(place.upper / path.name)) == sorted([KINDS[2], "trusted.overlay.origin"])
 
 
-def test_what_says_nothing_is_an_error_and_not_a_guess(place: Place) -> None:
+@pytest.mark.parametrize("value", [b"root", b"4294967295:0:644", b"9999999999:0:644"])
+def test_what_says_nothing_is_an_error_and_not_a_guess(place: Place, value: bytes) -> None:
     os.setxattr(place.lower, KINDS[2], b"0:0:755")
-    os.setxattr(place.lower / "of1", KINDS[2], b"root")
+    os.setxattr(place.lower / "of1", KINDS[2], value)
     root = place.mount("xattr_permissions=2")
     with pytest.raises(OSError, match="Input/output error"):
         os.stat(root / "of1")
+    assert {"of1", "of50"} <= set(os.listdir(root)), "the others are listed all the same"
+    assert seen(root / "of50") == ("0o100644", 50, 50)
+
+
+def test_a_layer_whose_root_says_nothing_is_refused(place: Place) -> None:
+    os.setxattr(place.lower, KINDS[2], b"everybody")
+    done = place.call("-o", f"{place.options},xattr_permissions=2", place.merged)
+    assert done.returncode == 1
+    assert "override_stat that says nothing" in done.stderr
+
+
+OF_LAYERS = (*KINDS.values(), OLD, "user.containers.override_security.capability", "user.fuseoverlayfs.opaque")
+
+
+@both
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_nobody_makes_himself_an_owner(place: Place, mode: int, name: str) -> None:
+    root = place.mount(f"xattr_permissions={mode}")
+    for user in (0, 1000):
+        file = root / f"of{user}"
+        file.write_text("text")
+        os.chown(file, user, user)
+        before = seen(file)
+        for words in (["-n", name, "-v", "0:0:4777"], ["-x", name]):
+            with pytest.raises(subprocess.CalledProcessError) as failure:
+                as_user(user, user, "setfattr", *words, str(file))
+            assert "Operation not permitted" in failure.value.stderr
+        place.umount()
+        place.mount(f"xattr_permissions={mode}")
+        assert seen(file) == before
+
+
+@both
+def test_what_means_nothing_in_a_plain_layer_means_nothing_in_its_files_copy(place: Place, mode: int) -> None:
+    for name in OF_LAYERS:
+        os.setxattr(place.lower / "of50", name, b"0:0:4777")
+    root = place.mount(f"xattr_permissions={mode}")
+    assert os.listxattr(root / "of50") == []
+    os.utime(root / "of50")
+    expected = {KINDS[mode]: b"50:50:644"}
+    kept = {name: os.getxattr(place.upper / "of50", name) for name in os.listxattr(place.upper / "of50")}
+    assert {name: value for name, value in kept.items() if name in OF_LAYERS} == expected
     assert seen(root / "of50") == ("0o100644", 50, 50)
 
 

@@ -326,6 +326,46 @@ def test_a_link_that_a_crash_left_half_counted_is_counted(indexed: Layers) -> No
     assert {seen[1] for seen in expected} == {3}
 
 
+def test_an_entry_that_does_not_say_of_which_file_it_is_stays(indexed: Layers) -> None:
+    """It may be all that there is of a file, whose name in the upper is removed, say. The kernel refuses as well."""
+    root = indexed.mount()
+    (root / "one").write_text("new")
+    (root / "one").unlink()
+    indexed.umount()
+    (entry,) = entries(indexed)
+    origin = os.getxattr(entry, ORIGIN)
+    os.removexattr(entry, ORIGIN)
+    with pytest.raises(subprocess.CalledProcessError), indexed.kernel():
+        pass
+    with pytest.raises(ServerError, match="does not say of which file it is"):
+        indexed.mount()
+    os.setxattr(entry, ORIGIN, origin)
+    assert (indexed.mount() / "two").read_text() == "new"
+
+
+def test_a_held_file_gets_a_name_again_though_none_is_known(new_layers: Callable[..., Layers]) -> None:
+    """Where its data is is said as the kernel says it, and not by its entry."""
+    layers = new_layers(options="", features="index=on,metacopy=on,redirect_dir=on")
+    (layers.lower / "dir").mkdir()
+    (layers.lower / "dir/one").write_text("text")
+    os.link(layers.lower / "dir/one", layers.lower / "dir/two")
+    root = layers.mount()
+    held, directory = os.open(root / "dir/one", os.O_RDONLY), os.open(root / "dir", os.O_RDONLY)
+    try:
+        os.fchmod(held, 0o600)
+        os.unlink(root / "dir/one")
+        os.link(f"/proc/self/fd/{held}", "three", dst_dir_fd=directory, follow_symlinks=True)  # linkat(2), that is
+    finally:
+        os.close(held)
+        os.close(directory)
+    layers.umount()
+    assert os.getxattr(layers.upper / "dir/three", "trusted.overlay.redirect") == b"/dir/one"
+    assert links(layers.mount(), ("dir/two", "dir/three")).pop()[2:] == (0o100600, "text")
+    layers.umount()
+    with layers.kernel() as path:
+        assert links(path, ("dir/two", "dir/three")).pop()[2:] == (0o100600, "text")
+
+
 def test_with_user_xattrs_there_is_none_and_that_is_said(indexed: Layers) -> None:
     lines = indexed.client.mount(str(indexed.path), f"{indexed.words},index=on,userxattr")
     assert any(line.startswith("index=off: it needs trusted xattrs") for line in lines)

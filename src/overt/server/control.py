@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from overt.server.service import Service
 
 _LAST_WORDS = 2.0
 """seconds in which a server that ends answers who has asked"""
+_PAUSE = 0.01
+"""seconds between looks for a descriptor, where there is none"""
 
 
 class Control:
@@ -61,19 +64,22 @@ class Control:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            self._turn_away()
+            self._turn_away(error.errno)
             return
         threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
-    def _turn_away(self) -> None:
+    def _turn_away(self, why: int) -> None:
         """There is no descriptor for who calls; left in line he would wake the loop without end."""
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
         with contextlib.suppress(OSError):
             self._socket.accept()[0].close()
+        try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._service.events.say("client turned away", why=os.strerror(errno.EMFILE))
+        except OSError:  # another thread took it: not so fast, then
+            time.sleep(_PAUSE)
+        self._service.events.say("client turned away", why=os.strerror(why))
 
     def _converse(self, connection: socket.socket) -> None:
         become_myself()

@@ -350,7 +350,8 @@ class Engine:
         """
         if mount.tree.forgotten >= sum(len(other.tree.nodes) for other in list(self.mounts.values())):
             mount.tree.shrink()
-            threading.Thread(target=give_back, daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no more threads: another time
+                threading.Thread(target=give_back, daemon=True).start()
 
     def _lose(self, turn: _Turn, mount: Mount) -> None:
         with self._hands:
@@ -360,7 +361,11 @@ class Engine:
             self._epoll.unregister(mount.fd)
         mount.gone = True
         # On a thread of its own: it waits for the workers, and must not keep one of them from its work.
-        threading.Thread(target=self._bury, args=(mount,), daemon=True).start()
+        try:
+            threading.Thread(target=self._bury, args=(mount,), daemon=True).start()
+        except RuntimeError as error:  # no more threads
+            self.events.say("a mount is closed by the thread that serves", mount=mount.target, why=str(error))
+            self._bury(mount)
 
     def _bury(self, mount: Mount) -> None:
         """Close what a mount held, once its workers have ended."""

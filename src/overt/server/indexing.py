@@ -92,7 +92,11 @@ def _is_needed(directory: int, name: bytes, upper: Layer, handles: Handles) -> b
     st = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISDIR(st.st_mode) or marks.is_whiteout(st.st_mode, st.st_rdev):
         return True
-    if upper.mark(directory, name, marks.ORIGIN) != handle:
+    of = upper.mark(directory, name, marks.ORIGIN)
+    if of is None or not handles.can_follow(handle):  # nobody knows what it is, and it may be all that there is of it
+        why = "does not say of which file it is" if of is None else "is of a filesystem that is not here"
+        raise Refusal(f"index=on: {os.fsdecode(name)} in the index {why}: restore its xattrs, or mount with index=off")
+    if of != handle:
         return False
     if st.st_nlink > 1:
         return True

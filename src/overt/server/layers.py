@@ -246,6 +246,18 @@ def remove_work(base: int) -> None:
             raise
 
 
+def remove_unclaimed_work(base: int) -> None:
+    """The same when the mount has let go of the work directory, unless another has claimed it by now."""
+    try:
+        claim = _lock(base, "workdir", "")
+    except Refusal:
+        return
+    try:
+        remove_work(base)
+    finally:
+        os.close(claim)
+
+
 def remove_tree(directory: int, name: str) -> None:
     """Remove what a dead mount left in the work directory."""
     if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):

@@ -20,7 +20,16 @@ from overt.server.engine import Engine
 from overt.server.events import Events
 from overt.server.handlers import TABLE
 from overt.server.indexing import open_index
-from overt.server.layers import Refusal, open_layers, prove, refuse_own, refuse_unseen, remove_work, volatile_mark
+from overt.server.layers import (
+    Refusal,
+    open_layers,
+    prove,
+    refuse_own,
+    refuse_unseen,
+    remove_unclaimed_work,
+    remove_work,
+    volatile_mark,
+)
 from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
@@ -117,7 +126,7 @@ class Service:
         if base >= 0:
             try:
                 if mount not in self.mounts:
-                    remove_work(base)
+                    remove_unclaimed_work(base)
             finally:
                 os.close(base)
 
@@ -143,14 +152,14 @@ class Service:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
                 layers = layers._replace(work=inner)
-                if options.indexed and options.work is not None:
-                    index, without = open_index(base, layers.layers, options.work, user_xattr=options.user_xattr)
                 upper = self.uppers.get(layers.layers[0].root, inner)
                 if upper not in self._proven:
                     prove(inner, options.upper, layers.layers[0].prefix)
                     self._proven.add(upper)
                 if options.unseen == "refuse":
                     refuse_unseen(inner, options.upper)
+                if options.indexed and options.work is not None:
+                    index, without = open_index(base, layers.layers, options.work, user_xattr=options.user_xattr)
                 account = upper.attach(target, volatile=options.volatile)
             tree = make_tree(options, layers, self.engine.cache, index)
             connection = connect(options)

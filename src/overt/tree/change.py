@@ -70,24 +70,38 @@ def hidden_below(tree: Tree, parent: Node, name: bytes) -> bool:
 
 
 def _make(
-    tree: Tree, parent: Node, name: bytes, make: Callable[[int, bytes], None], *, directory: bool = False
+    tree: Tree,
+    parent: Node,
+    name: bytes,
+    make: Callable[[int, bytes], None],
+    *,
+    directory: bool = False,
+    new: bool = True,
 ) -> None:
-    """Make something new: at once, or, where the upper has a whiteout of that name, out of sight and then in its
-    place.
+    """Make a name: at once; or out of sight and then in its place, where the upper has a whiteout of that name, or a
+    `new` file lacks something when it is made.
     """
     upper = _upper(tree, parent)
-    try:
-        make(upper, name)
-        return
-    except FileExistsError:
-        if not _has_whiteout(upper, name):
-            raise
+    unfinished = new and tree.finishes
+    over = unfinished and _has_whiteout(upper, name)
+    if not unfinished:
+        try:
+            make(upper, name)
+            return
+        except FileExistsError:
+            if not _has_whiteout(upper, name):
+                raise
+            over = True
     cradle, made_in = _cradle(tree, upper)
     temporary = tree.temporary()
     try:
         make(made_in, temporary)
         try:
-            if directory:
+            if unfinished:
+                tree.finish(parent, xattr_path(made_in, temporary))
+            if not over:
+                renameat2(made_in, temporary, upper, name, RENAME_NOREPLACE)
+            elif directory:
                 _set_opaque(tree, made_in, temporary)
                 renameat2(made_in, temporary, upper, name, RENAME_EXCHANGE)
             else:
@@ -95,7 +109,7 @@ def _make(
         except OSError:
             (os.rmdir if directory else os.unlink)(temporary, dir_fd=made_in)
             raise
-        if directory:
+        if directory and over:
             _clean(os.unlink, temporary, made_in)
     finally:
         if cradle:
@@ -147,7 +161,16 @@ def _set_opaque(tree: Tree, directory: int, name: bytes) -> None:
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
     node = tree.enter(parent, name, (UPPER,), st)
     _list(tree, parent, name, node)
-    return node, tree.created(parent, node, st)
+    return node, _seen(tree, node, st)
+
+
+def _seen(tree: Tree, node: Node, st: os.stat_result) -> os.stat_result:
+    """What is to be shown of a new file. If that cannot be had, the kernel is not told of its node."""
+    try:
+        return tree.shown(node, st)
+    except OSError:
+        tree.unused(node)
+        raise
 
 
 def _list(tree: Tree, parent: Node, name: bytes, node: Node | None) -> None:
@@ -195,13 +218,19 @@ def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.s
     made = [os.open(b".", flags & ~os.O_CREAT | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=upper)]
     try:
         made.append(os.open(b"/proc/self/fd/%d" % made[0], os.O_PATH | os.O_CLOEXEC))
+        if tree.finishes:
+            tree.finish(parent, b"/proc/self/fd/%d" % made[0], follow=True)
         st = os.fstat(made[0])
     except OSError:
         _close(made)
         raise
     fd, anchor = made
     node = tree.enter_nameless(st, anchor)
-    return node, tree.created(parent, node, st), fd
+    try:
+        return node, _seen(tree, node, st), fd
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def mkdir(tree: Tree, parent: Node, name: bytes, mode: int) -> tuple[Node, os.stat_result]:
@@ -251,7 +280,7 @@ def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
 
     if has_origin(tree, node):
         make_impure(tree, parent)
-    _make(tree, parent, name, make)
+    _make(tree, parent, name, make, new=False)
     tree.link_name(node, parent, name)
     _list(tree, parent, name, node)
     return tree.shown(node, os.stat(name, dir_fd=upper, follow_symlinks=False))
@@ -452,7 +481,11 @@ def _set_redirect(tree: Tree, node: Node, parent: Node, name: bytes, *, same: bo
     """Where its lower part is, from now on under whichever name (ovl_set_redirect); EXDEV if that cannot be said."""
     if node.redirect is not None and (same or node.redirect.startswith(b"/")):
         return
-    value = name if same else absolute(((name, node.redirect), *_upwards(parent)))
+    if tree.index is not None and parent is tree.index.place:  # no name is known, and the entry's is none
+        place = node.data.place if node.data is not None else None
+        value = b"/" + b"/".join(place) if place else None
+    else:
+        value = name if same else absolute(((name, node.redirect), *_upwards(parent)))
     if value is None:
         raise _fail(errno.EXDEV)
     try:

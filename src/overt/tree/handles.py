@@ -72,16 +72,24 @@ class Handles:
             return None
         return st if st is not None and stat.S_IFMT(st.st_mode) == stat.S_IFMT(mode) else None
 
-    def lower(self, value: bytes) -> os.stat_result | None:
-        """The lower file that a handle names; None if there is none."""
+    def can_follow(self, value: bytes) -> bool:
+        """Whether a handle is one, and of a filesystem that is here, so that its file is there or gone for good."""
+        return self._wanted(value) is not None
+
+    def _wanted(self, value: bytes) -> tuple[int, Handle] | None:
         wanted = origin.decode(value)
         if wanted is None or (wanted.uuid == _NONE and not self._nameless):
             return None
         fds = [fd for fd, uuid in map(self._open, self._layers.values()) if uuid == wanted.uuid]
-        if len(fds) != 1:
+        return (fds[0], Handle(wanted.type, wanted.handle)) if len(fds) == 1 else None
+
+    def lower(self, value: bytes) -> os.stat_result | None:
+        """The lower file that a handle names; None if there is none."""
+        wanted = self._wanted(value)
+        if wanted is None:
             return None
         try:
-            fd = open_by_handle(fds[0], Handle(wanted.type, wanted.handle), os.O_PATH)
+            fd = open_by_handle(*wanted, os.O_PATH)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise

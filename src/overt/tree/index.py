@@ -161,17 +161,24 @@ class Index:
 
         That a lower layer has got links meanwhile must not take it away too soon: then its name in the upper counts.
         """
-        links, upper = node.index, tree.stat(node).st_nlink
+        links = node.index
+        try:
+            upper = tree.stat(node).st_nlink
+        except OSError:  # the name is gone by then; the next mount finds the entry without its file
+            return
         if upper + links.beside > 0:
             return
         if upper > 1 or node.links:
             links.beside = 1 - upper if node.links else -1
             self.settle(tree, node)
             return
-        anchor = os.open(node.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            anchor = os.open(node.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError:  # likewise
+            return
         try:
             os.unlink(node.name, dir_fd=self.fd)
-        except OSError:  # the file is removed by then; the next mount finds the entry without its file
+        except OSError:
             os.close(anchor)
             return
         node.index = None

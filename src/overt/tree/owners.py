@@ -54,16 +54,24 @@ class OwnersTree(Tree):
 
     # Changing
 
-    def created(self, parent: Node, node: Node, st: os.stat_result) -> os.stat_result:
+    finishes = True
+
+    def finish(self, parent: Node, path: bytes, *, follow: bool = False) -> None:
         """A file was made by the server for `creator`: write that down. Its group may be its directory's."""
         uid, gid = self.creator
+        st = os.stat(path, follow_symlinks=follow)
         mode = stat.S_IMODE(st.st_mode)
         above = self.stat(parent)
         if above.st_mode & stat.S_ISGID:
             gid = above.st_gid
-            mode |= stat.S_ISGID if node.is_dir else 0
-        self._write(node, st, Owner(uid, gid, mode))
-        return self.stat(node)
+            mode |= stat.S_ISGID if stat.S_ISDIR(st.st_mode) else 0
+        if not owners.can_carry(st.st_mode):
+            os.chown(path, uid, gid, follow_symlinks=follow)
+            if not stat.S_ISLNK(st.st_mode):
+                os.chmod(path, mode)
+            return
+        self._note(path, Owner(uid, gid, mode), follow=follow)
+        os.chmod(path, owners.backing(mode))
 
     def chmod(self, node: Node, mode: int) -> None:
         """chmod(2)."""
@@ -85,10 +93,13 @@ class OwnersTree(Tree):
             if not stat.S_ISLNK(st.st_mode):
                 super().chmod(node, owner.mode)
             return
+        self._note(self.path(node), owner, follow=node.anchor >= 0)
+        super().chmod(node, owners.backing(owner.mode))
+
+    def _note(self, path: bytes, owner: Owner, *, follow: bool) -> None:
         kind = self.kinds[UPPER]
         assert kind is not None
-        os.setxattr(self.path(node), kind, owners.encode(owner), follow_symlinks=node.anchor >= 0)
-        super().chmod(node, owners.backing(owner.mode))
+        os.setxattr(path, kind, owners.encode(owner), follow_symlinks=follow)
 
     # Copying up
 
@@ -117,8 +128,11 @@ class OwnersTree(Tree):
     # xattrs
 
     def stored_xattr(self, node: Node, name: bytes) -> bytes:
-        """The name that a file's layer has for what users call `name`."""
-        return owners.stored(self.kinds[node.layer], super().stored_xattr(node, name))
+        """The name that a file's layer has for what users call `name`; EPERM for what is not theirs."""
+        try:
+            return owners.stored(self.kinds[node.layer], super().stored_xattr(node, name))
+        except ValueError:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM)) from None
 
     def shown_xattr(self, node: Node, name: bytes) -> bytes | None:
         """What users call an xattr of a file's layer; None for what is not theirs."""
@@ -144,7 +158,10 @@ def kinds_of(layers: list[Layer], permissions: int) -> dict[int, bytes | None]:
         found[layer.index] = None
         for kind in owners.KINDS:
             try:
-                values[layer.index] = os.getxattr(xattr_path(layer.root, b"."), kind)
+                value = os.getxattr(xattr_path(layer.root, b"."), kind)
+                values[layer.index] = owners.encode(owners.decode(value))
+            except ValueError:
+                raise OSError(errno.EINVAL, f"a layer's root has an {os.fsdecode(kind)} that says nothing") from None
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise

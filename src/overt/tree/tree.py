@@ -175,9 +175,11 @@ class Tree(Known):
         """What is to be shown of a file whose own attributes are `st`."""
         return st
 
-    def created(self, parent: Node, node: Node, st: os.stat_result) -> os.stat_result:
-        """A file was made, and its own attributes are `st`; return what is to be shown of it."""
-        return st
+    finishes = False
+    """whether a new file lacks something when it is made, and must not be seen before it has that"""
+
+    def finish(self, parent: Node, path: bytes, *, follow: bool = False) -> None:
+        """Give a new file for `parent`, at `path` of the server's own, what it lacks; asked only if it `finishes`."""
 
     def chmod(self, node: Node, mode: int) -> None:
         """chmod(2)."""
@@ -220,6 +222,8 @@ class Tree(Known):
         parts = []
         while node.parent is not None:
             parent, name = self.place(node)
+            if self.index is not None and parent is self.index.place:
+                return f"(a hard link of which no name is known, {os.fsdecode(name)} in the index)"
             parts.append(os.fsdecode(name))
             node = parent
         return "/" + "/".join(reversed(parts))
@@ -422,6 +426,7 @@ class Tree(Known):
             elif node.ino != self.ino(st):
                 self.origins[node.key] = node.ino
         node.layer = UPPER
+        node.xattrs = None
 
     def hold(self, node: Node, parent: Node, name: bytes) -> int:
         """Open the anchor that a node needs before its name goes, or -1 where another of its names is known."""
