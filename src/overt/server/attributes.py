@@ -220,10 +220,14 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     node.xattrs = None
     name = tree.stored_xattr(node, request.name)
     with changing(node) as filling:
-        if filling is not None and name == _CAPABILITY and filling.capability is not None:
-            os.setxattr(tree.path(node), name, filling.capability, follow_symlinks=node.anchor >= 0)
-            filling.capability = None  # it is to go for good, also if writing has taken it away before us
-        os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
+        taken = filling is not None and name == _CAPABILITY and filling.capability is not None
+        try:
+            os.removexattr(tree.path(node), name, follow_symlinks=node.anchor >= 0)
+        except OSError as error:  # writing has taken it away before us, and was to put it back
+            if not taken or error.errno != errno.ENODATA:
+                raise
+        if filling is not None and taken:
+            filling.capability = None
     tree.touched(node)
     return mount.session.empty(request.unique)
 
