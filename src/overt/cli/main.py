@@ -27,6 +27,8 @@ COMMANDS = {
     "umount": "Unmount an overlay and say whether anything was lost.",
     "status": "Show mounts, uppers and the errors they recorded.",
     "demo": "Fail a disk under a thousand overlays and count who is told.",
+    "judge": "Try the use cases on every overlay, with real faults.",
+    "lab": "A directory on a disk that fails on demand, for your own programs.",
     "bench": "Measure overt beside the other overlays.",
 }
 
