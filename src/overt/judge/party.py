@@ -45,6 +45,11 @@ def contents(marker: bytes) -> dict[str, bytes]:
     }
 
 
+def filled(text: str) -> bytes:
+    """A block of a text's repetitions."""
+    return (text.encode() * BLOCK)[:BLOCK]
+
+
 class Calls:
     """What a party can be told to do, relative to its root."""
 
@@ -140,6 +145,24 @@ class Calls:
     def forget(self, name: str, fd: str) -> str:
         """forget FD: its clean pages leave the cache (posix_fadvise)."""
         os.posix_fadvise(self._fds[fd], 0, 0, os.POSIX_FADV_DONTNEED)
+        return "0"
+
+    def drop(self, name: str, path: str) -> str:
+        """drop PATH: the same, if there is such a file."""
+        try:
+            self.open("_", path)
+        except FileNotFoundError:
+            return "0"
+        self.forget("", "_")
+        return self.close("", "_")
+
+    def put(self, name: str, path: str, text: str) -> str:
+        """put PATH TEXT: a file whose block is filled with TEXT; it keeps what it has after that."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(fd, filled(text), 0)
+        finally:
+            os.close(fd)
         return "0"
 
     def mkdir(self, name: str, path: str) -> str:

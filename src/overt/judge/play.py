@@ -101,11 +101,11 @@ def _perform(scenario: Scenario, stage: Stage, history: list[Call]) -> str:
     for step in scenario.steps:
         broken = ""
         for who in _each(step, scenario):
-            before = stage.disk.counters()
+            before = stage.counters()
             at = time.monotonic() - began
             answer = stage.do(who, step.name, step.verb, step.words)
             fits = step.fits(answer)
-            did = _difference(before, stage.disk.counters())
+            did = _difference(before, stage.counters())
             shown = f"{answer}: {stage.why}" if stage.why else answer
             history.append(Call(round(at, 4), who, step.call, shown, "|".join(step.due), fits, did))
             if not fits and not step.due:

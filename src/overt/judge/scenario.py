@@ -19,13 +19,14 @@
 
 A step is `WHO: [NAME =] VERB WORDS [-> DUE]`. Every verb answers with one word: `0`, an errno's name, or what it found.
 A step without `->` is a premise: unless it answers 0 nothing can be said, and the cell is *unknown*. A step with it is
-what the claim is about: another answer, and the cell is *violated*. DUE may be several words with `|` between them, and
-`told` is any errno that a lost write can have.
+what the claim is about: another answer, and the cell is *violated*. DUE may be several words with `|` between them;
+`told` is any errno that a lost write can have, `error` any errno at all.
 
 Nothing in a scenario names a system. What each verb means to each system is the business of overt.judge.systems, and
 there it is mount and umount only: everything else is the same system calls for all.
 """
 
+import errno
 import re
 import tomllib
 from importlib import resources
@@ -68,7 +69,9 @@ class Step(NamedTuple):
 
     def fits(self, answer: str) -> bool:
         """Whether this answer keeps the claim (or, of a premise, went well)."""
-        return answer in (self.due or ("0",)) or ("told" in self.due and answer in TOLD)
+        if "told" in self.due and answer in TOLD:
+            return True
+        return answer in (self.due or ("0",)) or ("error" in self.due and hasattr(errno, answer))
 
 
 class Scenario(NamedTuple):

@@ -2,7 +2,7 @@
 
     base/            a tmpfs of this cell's own
       disk/          the failing disk
-        lower/       the layer below all overlays: file, other, dir/inner
+        lower/       the layer below all overlays: file, other, dir/inner; precious, whose content is doomed
         A/upper, A/work
       mnt/A          A's overlay
       root           where a party attaches its root, in a namespace without all this
@@ -19,12 +19,15 @@ from pathlib import Path
 
 from overt.host import files, mounts, process
 from overt.judge.party import Party, contents
+from overt.judge.replay import Promise, replay
 from overt.judge.scenario import Scenario
 from overt.judge.systems import Layers, NotApplicable, Refused, System
 from overt.judge.uppers import UPPERS
 from overt.lab import Disk
 from overt.lab.image import Counters
+from overt.lab.recording import Recording
 
+LOWER = ("file", "other", "dir/inner")
 _DROP_INODES = "2"
 
 
@@ -39,6 +42,7 @@ class Stage:
         self._held = held
         self._system = system
         self._base = base
+        self._upper = upper
         self._clean = _namespaces(held, base)
         row = UPPERS[upper]
         os.mkdir(f"{base}/disk")
@@ -48,14 +52,22 @@ class Stage:
         self._lay_out(scenario)
         self._host = self._party("host", f"{base}/disk")
         self.witness = os.open(f"{base}/disk", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        held.callback(os.close, self.witness)
+        held.callback(self._close_witness)
         held.enter_context(system.serve(f"{base}/system"))
         held.callback(self._end)
         self._parties: dict[str, Party] = {}
         self._mounted: set[str] = set()
         self.armed = False
         self._marked = Counters()
-        self._verbs: dict[str, Callable[..., str]] = {"mount": self._mount, "umount": self._umount, "kill": self._kill}
+        self._verbs: dict[str, Callable[..., str]] = {
+            "mount": self._mount,
+            "umount": self._umount,
+            "kill": self._kill,
+            "commit": self._commit,
+        }
+        self._recording: Recording | None = None
+        self._promises: list[Promise] = []
+        self._counters: Counters | None = None
         self.why = ""
         """what was said with the latest answer"""
 
@@ -75,6 +87,10 @@ class Stage:
             raise ValueError(f"{who} is not mounted")
         return self._parties[who].do(verb, name, words)
 
+    def counters(self) -> Counters:
+        """What the disk has done so far; at the end, when it is gone: what it did."""
+        return self._counters or self.disk.counters()
+
     def tells(self) -> bool:
         """What the witness says."""
         try:
@@ -85,7 +101,7 @@ class Stage:
 
     def refused(self) -> int:
         """How many requests the disk has refused."""
-        count = self.disk.counters()
+        count = self.counters()
         return count.failed_reads + count.failed_writes + count.failed_flushes + count.failed_discards
 
     # Of a container: what its system does
@@ -101,7 +117,7 @@ class Stage:
                 raise NotApplicable("it has no lower layers")
             lower = f"{self._base}/mnt/{other}"
         target = f"{self._base}/mnt/{who}"
-        layers = Layers(lower, f"{self._base}/disk/{who}/upper", f"{self._base}/disk/{who}/work")
+        layers = Layers(lower, f"{self._base}/disk/{who}/upper", f"{self._base}/disk/{who}/work", bool(words))
         try:
             self._system.mount(layers, target)
         except Refused as why:
@@ -127,7 +143,58 @@ class Stage:
             self._mounted.remove(who)
         return "0"
 
+    def _commit(self, who: str, rounds: str, call: str) -> str:
+        """commit ROUNDS CALL: write, ask, and note what was promised when the answer is 0; again and again.
+
+        A round makes a new file, another that is renamed into place, and in the first rounds copies one up. Then CALL
+        (syncfs, or fsync of the new file) promises that; after it the kernel writes back in its own time.
+        """
+        party = self._parties[who]
+        party.do("mkdir", "", ["committed"])
+        party.do("open", "_root", ["."])
+        for number in range(int(rounds)):
+            made = {f"committed/{number}": f"new {number} ", f"committed/r{number}": f"renamed {number} "}
+            if number < len(LOWER):
+                made[LOWER[number]] = f"copied up {number} "
+            party.do("put", "", [f"committed/{number}", f"new {number} "])
+            if call == "syncfs":
+                party.do("put", "", ["committed/temporary", f"renamed {number} "])
+                party.do("rename", "", ["committed/temporary", f"committed/r{number}"])
+                for path in LOWER[number : number + 1]:
+                    party.do("put", "", [path, made[path]])
+                answer = party.do("syncfs", "", ["_root"])
+            else:
+                made = {f"committed/{number}": f"new {number} "}
+                answer = party.do("newly", "", [call, f"committed/{number}"])
+            if answer != "0":
+                return answer
+            self._promises.append(Promise(self.disk.recorded(), f"{who}/upper", made))
+            self.disk.push()
+        return "0"
+
     # Of the disk
+
+    def disk_record(self) -> str:
+        """record: from here on, for `replay`."""
+        self._recording = self.disk.record()
+        self._held.callback(self._recording.close)
+        return "0"
+
+    def disk_replay(self, points: str) -> str:
+        """replay POINTS: the power goes away at so many moments; kept, if what was promised is there, or lost."""
+        if self._recording is None:
+            raise ValueError("replay without record")
+        # The disk goes first: a btrfs and its copy cannot be mounted at the same time.
+        self._counters = self.disk.counters()
+        self._end()
+        self._host.end()
+        os.close(self.witness)
+        self.witness = -1
+        size, filesystem = self.disk.size, self._upper
+        self.disk.close()
+        count, lost = replay(self._recording, self._promises, int(points), filesystem, size)
+        self.why = lost or f"at each of {count} moments"
+        return "lost" if lost else "kept"
 
     def disk_fail(self, what: str, *more: str) -> str:
         """fail data|metadata|all|write|flush|read [ERRNO]"""
@@ -178,6 +245,7 @@ class Stage:
         (disk / "lower/dir").mkdir(parents=True)
         for name in ("file", "other", "dir/inner"):
             (disk / "lower" / name).write_bytes(block)
+        (disk / "lower/precious").write_bytes(contents(self.disk.marker)["doomed"])
         for letter in scenario.letters:
             for path in (disk / letter / "upper", disk / letter / "work", Path(self._base, "mnt", letter)):
                 path.mkdir(parents=True)
@@ -187,6 +255,10 @@ class Stage:
             files.syncfs(fd)
         finally:
             os.close(fd)
+
+    def _close_witness(self) -> None:
+        if self.witness >= 0:
+            os.close(self.witness)
 
     def _party(self, name: str, path: str) -> Party:
         clone = mounts.clone(path)
@@ -205,6 +277,7 @@ class Stage:
         for who in self._mounted:
             with suppress(OSError):
                 mounts.umount(f"{self._base}/mnt/{who}", mounts.MNT_DETACH)
+        self._mounted.clear()
 
 
 def _namespaces(held: ExitStack, base: str) -> int:

@@ -37,6 +37,8 @@ class Layers(NamedTuple):
     lower: str
     upper: str
     work: str
+    over: bool = False
+    """whether the lower layer is another overlay of the same system"""
 
     def options(self) -> list[tuple[str, str | None]]:
         return [("lowerdir", self.lower), ("upperdir", self.upper), ("workdir", self.work)]
@@ -184,29 +186,31 @@ class Overt(System):
 
     @contextmanager
     def serve(self, place: str) -> Iterator[None]:
-        log = Path(place, "log")
-        try:
-            self._server: Started = start(f"{place}/socket", log=str(log))
-        except OSError as error:
-            raise Refused(f"{error}: {log.read_text().strip()[-200:]}") from None
-        self._log = log
+        self._place = place
+        self._servers: list[Started] = []
+        self._start()
         try:
             yield
         finally:
-            self._stop()
+            self.kill()
 
-    def _stop(self) -> None:
-        """Its mounts are gone; it has nothing left to do, and no need to wait for anything."""
-        if self._server.process.poll() is None:
-            self._server.process.send_signal(signal.SIGKILL)
-        self._server.process.wait()
+    def _start(self) -> Started:
+        log = Path(self._place, "log")
+        try:
+            server = start(f"{self._place}/socket{len(self._servers)}", log=str(log))
+        except OSError as error:
+            raise Refused(f"{error}: {log.read_text().strip()[-200:]}") from None
+        self._servers.append(server)
+        return server
 
     def mount(self, layers: Layers, target: str) -> None:
+        """By the server of this cell; by another if that was killed, or serves the layer below."""
         words = ",".join(f"{key}={value}" for key, value in layers.options())
-        if self._server.process.poll() is not None:  # it was killed: the next mount starts another
-            self._server = start(f"{self._server.path}2", log=str(self._log))
+        server = self._servers[-1]
+        if layers.over or server.process.poll() is not None:
+            server = self._start()
         try:
-            with Client(self._server.path) as client:
+            with Client(server.path) as client:
                 client.mount(target, f"{words},{self._options}" if self._options else words)
         except ServerError as error:
             raise Refused(str(error)) from None
@@ -214,15 +218,18 @@ class Overt(System):
     def umount(self, target: str) -> str:
         """By `overt umount`, whose exit status and record say whether anything was lost."""
         try:
-            with Client(self._server.path) as client:
+            with Client(self._servers[-1].path) as client:
                 record = client.umount(target)
         except ServerError as error:
             raise OSError(errno.EIO, str(error)) from None
         return "0" if record["verdict"] in ("no error recorded", "gone") else "EIO"
 
     def kill(self) -> None:
-        self._server.process.kill()
-        self._server.process.wait()
+        """Its mounts are gone, or shall be: it need not be asked to end."""
+        for server in self._servers:
+            if server.process.poll() is None:
+                server.process.kill()
+                server.process.wait()
 
 
 _LAYERS = "lowerdir={lower},upperdir={upper},workdir={work}"
