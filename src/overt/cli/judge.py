@@ -11,8 +11,8 @@ from overt.judge.uppers import UPPERS
 _DEFAULT = "ext4"
 _HELP = """Find out whom each overlay filesystem tells of lost writes.
 
-Every scenario (a use case of docs/judge.md, or a FILE of your own) is played with every system on every upper, each time
-on a fresh disk that really fails. Cells: yes (the claim holds), NO (violated), ? (unknown), - (not applicable).
+Every scenario (a use case of docs/judge.md, or a FILE of your own) is played with every system on every upper, each
+time on a fresh disk that really fails. Cells: yes (the claim holds), NO (violated), ? (unknown), - (not applicable).
 
 \b
 Exit status:

@@ -194,8 +194,8 @@ def _received(running: _Running) -> Outcome:
     if not text:
         cell = running.cell
         return Outcome(cell.scenario.id, cell.system.name, cell.upper, UNKNOWN, "its process died")
-    fields = json.loads(text)
-    return Outcome(*fields[:5], tuple(Call(*call) for call in fields[5]), fields[6], tuple(fields[7]))
+    outcome = Outcome(*json.loads(text))
+    return outcome._replace(history=tuple(Call(*call) for call in outcome.history), runs=tuple(outcome.runs))
 
 
 def _descendants(pid: int) -> list[int]:

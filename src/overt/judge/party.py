@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from overt.host import files, mounts, process
+from overt.host import files, process
 from overt.host.libc import check, libc
 from overt.lab import bounded
 from overt.lab.container import close_all_but, enter

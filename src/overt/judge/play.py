@@ -57,6 +57,8 @@ def outside(scenario: Scenario, system: System, upper: str) -> str | None:
     """Why a claim is not about such a mount; None if it is."""
     if system.kind not in scenario.mounts:
         return f"the claim is about {' and '.join(scenario.mounts)} mounts"
+    if scenario.layers and not system.layered:
+        return "it has no lower layers"
     if scenario.uppers and upper not in scenario.uppers:
         return f"it cannot happen on {upper}"
     return None

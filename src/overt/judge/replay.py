@@ -26,25 +26,23 @@ class Promise(NamedTuple):
     """what each file is filled with"""
 
 
-def replay(
-    recording: Recording, promises: Sequence[Promise], points: int, upper: str, size: int
-) -> tuple[int, str]:  # fmt: skip
-    """Try at least `points` moments, or all there are; how many were tried, and what was lost first, or nothing."""
+def replay(recording: Recording, promises: Sequence[Promise], points: int, upper: str) -> tuple[int, list[str]]:
+    """Try at least `points` moments; how many were tried, and what was not as promised at which."""
     requests = recording.requests()
     moments = choose(requests, promises, points)
-    turns = -(-points // max(1, len(moments)))  # few moments: each in more than one of the three ways
-    tried = 0
-    for number, moment in enumerate(moments):
-        for left in LEFT[number % 3 : number % 3 + 1] if turns == 1 else LEFT[: max(turns, 1)]:
-            image = recording.contents(requests, moment, left, seed=number)
-            try:
-                lost = missing(image, upper, due(requests, promises, moment))
-            finally:
-                os.close(image)
-            tried += 1
-            if lost:
-                return tried, f"{lost}, after {moment} of {len(requests)} requests, {left} of the unflushed kept"
-    return tried, ""
+    ways = LEFT if len(moments) < points else LEFT[:1]  # few moments: each in all three ways
+    lost = []
+    tries = [(number, moment, way) for number, moment in enumerate(moments) for way in ways]
+    for number, moment, way in tries:
+        left = way if len(ways) > 1 else LEFT[number % len(LEFT)]
+        image = recording.contents(requests, moment, left, seed=number)
+        try:
+            what = missing(image, upper, due(requests, promises, moment))
+        finally:
+            os.close(image)
+        if what:
+            lost.append(f"{what}, after {moment} of {len(requests)} requests, {left} of the unflushed kept")
+    return len(tries), lost
 
 
 def choose(requests: Sequence[Request], promises: Sequence[Promise], points: int) -> list[int]:

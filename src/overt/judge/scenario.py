@@ -87,6 +87,8 @@ class Scenario(NamedTuple):
     """the filesystems that it can happen on; none: all"""
     witness: str = "cursor"
     """who says whether the fault was real: a cursor on the plain upper, the disk's own count, or none (no fault)"""
+    layers: bool = False
+    """whether it is about a lower layer, which the plain filesystem has not"""
     scales: bool = False
     """whether it can be run with a thousand containers"""
     size: int = 64 << 20

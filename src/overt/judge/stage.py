@@ -21,7 +21,7 @@ from overt.host import files, mounts, process
 from overt.judge.party import Party, contents
 from overt.judge.replay import Promise, replay
 from overt.judge.scenario import Scenario
-from overt.judge.systems import Layers, NotApplicable, Refused, System
+from overt.judge.systems import Layers, Refused, System
 from overt.judge.uppers import UPPERS
 from overt.lab import Disk
 from overt.lab.image import Counters
@@ -113,8 +113,6 @@ class Stage:
             key, _, other = word.partition("=")
             if key != "over" or other not in self._mounted:
                 raise ValueError(f"mount {word}")
-            if not self._system_stacks():
-                raise NotApplicable("it has no lower layers")
             lower = f"{self._base}/mnt/{other}"
         target = f"{self._base}/mnt/{who}"
         layers = Layers(lower, f"{self._base}/disk/{who}/upper", f"{self._base}/disk/{who}/work", bool(words))
@@ -126,9 +124,6 @@ class Stage:
         self._mounted.add(who)
         self._parties[who] = self._party(who, target)
         return "0"
-
-    def _system_stacks(self) -> bool:
-        return self._system.name != "plain"
 
     def _umount(self, who: str) -> str:
         self._parties.pop(who).end()
@@ -190,10 +185,9 @@ class Stage:
         self._host.end()
         os.close(self.witness)
         self.witness = -1
-        size, filesystem = self.disk.size, self._upper
         self.disk.close()
-        count, lost = replay(self._recording, self._promises, int(points), filesystem, size)
-        self.why = lost or f"at each of {count} moments"
+        count, lost = replay(self._recording, self._promises, int(points), self._upper)
+        self.why = f"at {len(lost)} of {count} moments; {lost[0]}" if lost else f"at each of {count} moments"
         return "lost" if lost else "kept"
 
     def disk_fail(self, what: str, *more: str) -> str:

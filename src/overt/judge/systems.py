@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from overt.host import mounts, process
+from overt.host import files, mounts, process
 from overt.server.client import Client, ServerError, Started, start
 
 PATIENCE = 30.0  # seconds that a command may take
@@ -46,6 +46,9 @@ class Layers(NamedTuple):
 
 class System(ABC):
     """An overlay filesystem and a kind of mount: one column of the matrix."""
+
+    layered = True
+    """whether there are lower layers"""
 
     def __init__(self, name: str, kind: str = "ordinary") -> None:
         self.name = name
@@ -81,9 +84,12 @@ class System(ABC):
 class Plain(System):
     """The filesystem itself: a container's root is a directory of it, with a copy of the lower layer's files."""
 
+    layered = False
+
     def mount(self, layers: Layers, target: str) -> None:
         if not os.listdir(layers.upper):
             shutil.copytree(layers.lower, layers.upper, dirs_exist_ok=True)
+            _flush(layers.upper)
         clone = mounts.clone(layers.upper)
         try:
             mounts.attach(clone, target)
@@ -230,6 +236,14 @@ class Overt(System):
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
+
+
+def _flush(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        files.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 _LAYERS = "lowerdir={lower},upperdir={upper},workdir={work}"

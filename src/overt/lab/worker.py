@@ -1,7 +1,7 @@
 """A process in which a command does its work: in a mount namespace of its own, and without the terminal.
 
-Everything that the command makes is made by this process and is gone with it, mounts above all. It tells its parent, who
-has the terminal, how far it is. Ctrl-C reaches the parent only (the worker is a session of its own, and so are the
+Everything that the command makes is made by this process and is gone with it, mounts above all. It tells its parent,
+who has the terminal, how far it is. Ctrl-C reaches the parent only (the worker is a session of its own, and so are the
 servers that it starts): the parent asks the worker to stop, with SIGTERM, and waits until it has tidied up. If the
 parent dies otherwise, the kernel sends that signal.
 
@@ -66,7 +66,7 @@ def _received(receiver: Connection) -> Iterator[Any]:
 
 def _work(work: Callable[[Callable[[object], None]], None], sender: Connection, parent: int) -> NoReturn:
     try:
-        signal.signal(signal.SIGTERM, _stop)
+        stop_on_sigterm()
         os.setsid()
         process.die_with_parent(signal.SIGTERM)
         try:
@@ -85,6 +85,11 @@ def _work(work: Callable[[Callable[[object], None]], None], sender: Connection, 
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM raise Stopped in this process, once."""
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(number: int, frame: object) -> None:
