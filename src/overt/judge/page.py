@@ -6,6 +6,7 @@ and Escape.
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -37,7 +38,7 @@ def render(outcomes: Sequence[Outcome], scenarios: Sequence[Scenario], systems: 
 
 def anchor(outcome: Outcome) -> str:
     """The id of a cell's history in the page."""
-    return f"{outcome.upper}--{outcome.scenario}--{outcome.system}".replace(" ", "_")
+    return re.sub(r"[^\w-]", "_", f"{outcome.upper}--{outcome.scenario}--{outcome.system}", flags=re.ASCII)
 
 
 def _of(outcome: Outcome, scenarios: Sequence[Scenario]) -> Scenario:

@@ -13,6 +13,7 @@ its cursor: if syncfs on it does not tell of an error, there was none.
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -243,6 +244,8 @@ class Stage:
         for letter in scenario.letters:
             for path in (disk / letter / "upper", disk / letter / "work", Path(self._base, "mnt", letter)):
                 path.mkdir(parents=True)
+            if not self._system.layered:
+                shutil.copytree(disk / "lower", disk / letter / "upper", dirs_exist_ok=True)
         Path(self._base, "system").mkdir()
         fd = os.open(disk, os.O_RDONLY)
         try:

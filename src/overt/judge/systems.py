@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from overt.host import files, mounts, process
+from overt.host import mounts, process
 from overt.server.client import Client, ServerError, Started, start
 
 PATIENCE = 30.0  # seconds that a command may take
@@ -87,9 +87,6 @@ class Plain(System):
     layered = False
 
     def mount(self, layers: Layers, target: str) -> None:
-        if not os.listdir(layers.upper):
-            shutil.copytree(layers.lower, layers.upper, dirs_exist_ok=True)
-            _flush(layers.upper)
         clone = mounts.clone(layers.upper)
         try:
             mounts.attach(clone, target)
@@ -236,14 +233,6 @@ class Overt(System):
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
-
-
-def _flush(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        files.syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 _LAYERS = "lowerdir={lower},upperdir={upper},workdir={work}"
