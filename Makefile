@@ -6,13 +6,14 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-long test-containers bench deb lint format types floors clean
+.PHONY: help demo test test-long test-containers bench judge deb lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
 	@echo 'make test           the test suite'
 	@echo 'make test-long      the tests that take minutes'
 	@echo 'make test-containers   of these, podman and buildah on overt'
+	@echo 'make judge [ARGS=--fs=xfs]  the use cases on every overlay here, and report.html'
 	@echo 'make bench          overt beside the other overlays, in ratios'
 	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
@@ -31,6 +32,10 @@ help:
 demo: .venv/runtime
 	@tools/debian-packages demo || :
 	@$(BIN)/overt demo --containers $(CONTAINERS) --fs $(FS) $(ARGS)
+
+judge: .venv/runtime
+	@tools/debian-packages judge || :
+	@$(BIN)/overt judge --html report.html $(ARGS)
 
 bench: .venv/runtime
 	@tools/debian-packages bench || :
