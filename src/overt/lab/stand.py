@@ -73,6 +73,9 @@ def _keep(directory: str, filesystem: str, size: int, mount_options: str, asker:
     try:
         os.setsid()
         os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # what goes wrong is said on the channel; the disk's own processes inherit these
+            os.dup2(null, fd)
         channel = Channel(asker)
         question = channel.hear()
         if question:
@@ -85,9 +88,6 @@ def _keep(directory: str, filesystem: str, size: int, mount_options: str, asker:
                 ):
                     channel.answer(question)
                     channel.close()
-                    null = os.open(os.devnull, os.O_RDWR)
-                    for fd in (0, 1, 2):
-                        os.dup2(null, fd)
                     try:
                         _serve(listener, disk, directory)
                     finally:
