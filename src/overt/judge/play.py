@@ -125,7 +125,7 @@ def _each(step: Step, scenario: Scenario) -> Iterator[str]:
 
 def _doubt(scenario: Scenario, stage: Stage) -> str:
     """Why the fault may not have happened, asked when all is done."""
-    if scenario.witness == "none":
+    if not scenario.has_fault:
         return ""
     if stage.armed:  # the claim was broken before the disk was asked: let it be asked now
         stage.disk_push()

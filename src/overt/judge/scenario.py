@@ -38,7 +38,7 @@ TOLD = frozenset({"EIO", "ENOSPC", "EDQUOT", "EROFS", "EUCLEAN"})
 
 NEEDS = ("must", "nice")
 KINDS = ("ordinary", "volatile")
-WITNESSES = ("cursor", "disk", "none")
+WITNESSES = ("cursor", "disk")
 
 _STEP = re.compile(r"(?P<who>\w+): (?:(?P<name>\w+) = )?(?P<verb>\w+)(?P<words>(?: \S+)*?)(?: -> (?P<due>\S+))?")
 
@@ -86,7 +86,7 @@ class Scenario(NamedTuple):
     uppers: tuple[str, ...] = ()
     """the filesystems that it can happen on; none: all"""
     witness: str = "cursor"
-    """who says whether the fault was real: a cursor on the plain upper, the disk's own count, or none (no fault)"""
+    """who says whether a fault was real: a cursor on the plain upper, or the disk's own count"""
     layers: bool = False
     """whether it is about a lower layer, which the plain filesystem has not"""
     scales: bool = False
@@ -98,6 +98,11 @@ class Scenario(NamedTuple):
     @property
     def case(self) -> str:
         return self.id.partition("-")[0]
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether the disk is told to fail, so that a witness has to be asked whether it did."""
+        return any(step.who == "disk" and step.verb == "fail" for step in self.steps)
 
     @property
     def letters(self) -> tuple[str, ...]:
