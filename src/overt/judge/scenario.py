@@ -38,6 +38,7 @@ TOLD = frozenset({"EIO", "ENOSPC", "EDQUOT", "EROFS", "EUCLEAN"})
 
 NEEDS = ("must", "nice")
 KINDS = ("ordinary", "volatile")
+LOWERS = ("elsewhere", "disk")
 WITNESSES = ("cursor", "disk")
 
 _STEP = re.compile(r"(?P<who>\w+): (?:(?P<name>\w+) = )?(?P<verb>\w+)(?P<words>(?: \S+)*?)(?: -> (?P<due>\S+))?")
@@ -89,6 +90,8 @@ class Scenario(NamedTuple):
     """who says whether a fault was real: a cursor on the plain upper, or the disk's own count"""
     layers: bool = False
     """whether it is about a lower layer, which the plain filesystem has not"""
+    lower: str = "elsewhere"
+    """where the lower layer is: on the failing `disk`, or elsewhere, from where nothing can be copied by reflink"""
     scales: bool = False
     """whether it can be run with a thousand containers"""
     size: int = 64 << 20
@@ -148,6 +151,8 @@ def _check(scenario: Scenario) -> None:
         raise ValueError(f"mounts are some of {', '.join(KINDS)}")
     if scenario.witness not in WITNESSES:
         raise ValueError(f"witness is one of {', '.join(WITNESSES)}")
+    if scenario.lower not in LOWERS:
+        raise ValueError(f"lower is one of {', '.join(LOWERS)}")
     if not any(step.due for step in scenario.steps):
         raise ValueError("no step says what is due")
     known = {*scenario.letters, "each", "host", "disk"}

@@ -2,7 +2,7 @@
 
     base/            a tmpfs of this cell's own
       disk/          the failing disk
-        lower/       the layer below all overlays: file, other, dir/inner; precious, whose content is doomed
+      lower/         the layer below all overlays (or disk/lower): file, other, dir/inner; precious, which is doomed
         A/upper, A/work
       mnt/A          A's overlay
       root           where a party attaches its root, in a namespace without all this
@@ -109,7 +109,7 @@ class Stage:
 
     def _mount(self, who: str, *words: str) -> str:
         """mount [over=B]: with B's overlay as the lower layer."""
-        lower = f"{self._base}/disk/lower"
+        lower = str(self._lower)
         for word in words:
             key, _, other = word.partition("=")
             if key != "over" or other not in self._mounted:
@@ -237,15 +237,16 @@ class Stage:
     def _lay_out(self, scenario: Scenario) -> None:
         disk = Path(self._base, "disk")
         block = contents(self.disk.marker)["lower"]
-        (disk / "lower/dir").mkdir(parents=True)
-        for name in ("file", "other", "dir/inner"):
-            (disk / "lower" / name).write_bytes(block)
-        (disk / "lower/precious").write_bytes(contents(self.disk.marker)["doomed"])
+        self._lower = disk / "lower" if scenario.lower == "disk" else Path(self._base, "lower")
+        (self._lower / "dir").mkdir(parents=True)
+        for name in LOWER:
+            (self._lower / name).write_bytes(block)
+        (self._lower / "precious").write_bytes(contents(self.disk.marker)["doomed"])
         for letter in scenario.letters:
             for path in (disk / letter / "upper", disk / letter / "work", Path(self._base, "mnt", letter)):
                 path.mkdir(parents=True)
             if not self._system.layered:
-                shutil.copytree(disk / "lower", disk / letter / "upper", dirs_exist_ok=True)
+                shutil.copytree(self._lower, disk / letter / "upper", dirs_exist_ok=True)
         Path(self._base, "system").mkdir()
         fd = os.open(disk, os.O_RDONLY)
         try:
