@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from overt.judge.play import Call
 
-_ROW, _TOP, _LEFT, _LANE, _LAST = 24, 34, 60, 170, 230
+_ROW, _TOP, _LEFT, _LANE, _LAST = 24, 34, 60, 220, 400
 _WIDEST = 5  # lanes; more containers share the last
 
 
@@ -65,7 +65,7 @@ def _row(line: Line, y: int, lanes: dict[str, int], disk: int) -> list[str]:
     parts = [
         f'<text x="0" y="{y}" class="time">{call.at:.3f}</text>',
         f'<circle cx="{x}" cy="{y - 4}" r="5" class="{kind}"/>',
-        f'<text x="{x + 10}" y="{y}">{escape(_short(call.call, 17))}',
+        f'<text x="{x + 10}" y="{y}">{escape(_short(call.call, 26))}',
     ]
     answer = call.answer.partition(":")[0]
     if call.due or answer != "0":
@@ -76,7 +76,7 @@ def _row(line: Line, y: int, lanes: dict[str, int], disk: int) -> list[str]:
     parts.append(f"<title>{escape(full)}</title></text>")
     if call.disk:
         refused = " broken" if "refused" in call.disk else ""
-        shift = 110 if line.who == "disk" else 10
+        shift = 160 if line.who == "disk" else 10
         at = _LEFT + disk * _LANE
         parts.append(f'<text x="{at + shift}" y="{y}" class="did{refused}">{escape(_short(call.disk, 34))}</text>')
     return parts
