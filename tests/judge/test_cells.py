@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from overt.judge import expected
+from overt.judge.play import Outcome
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 SYSTEMS = ("plain", "kernel", "kernel volatile", "fuse-overlayfs", "fuse-overlayfs volatile", "overt", "overt volatile")
@@ -69,6 +72,17 @@ def test_overt_holds_and_the_exit_status_says_so(run: subprocess.CompletedProces
     for system in ("overt", "overt volatile"):
         assert set(verdicts(cells, system).values()) == {"holds", "not applicable"}
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_every_cell_is_as_expected(cells: Cells) -> None:
+    known = expected.load()
+    if known["kernel"] != expected.kernel(os.uname().release):
+        pytest.skip("expectations are of another kernel")
+    found = [
+        Outcome(cell["scenario"], cell["system"], cell["upper"], cell["verdict"], cell["reason"])
+        for cell in cells.values()
+    ]
+    assert expected.differences(found, known) == []
 
 
 def test_a_history_says_who_called_what_what_was_answered_and_what_the_disk_did(cells: Cells) -> None:
