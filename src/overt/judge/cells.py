@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overt.host import process
-from overt.judge.play import FLAKY, NOT_APPLICABLE, UNKNOWN, Call, Outcome, in_this_process, outside
+from overt.judge.play import FLAKY, NOT_APPLICABLE, UNKNOWN, Call, Outcome, outside, play
 from overt.judge.scenario import Scenario
 from overt.judge.systems import System
 from overt.lab.keeper import NAME as LAB
@@ -176,7 +176,7 @@ def _play(cell: Cell, base: str, answer: int) -> None:
     """In the cell's process. It is told to stop by SIGTERM (overt.lab.worker), and when the overseer dies."""
     try:
         process.die_with_parent(signal.SIGTERM)
-        outcome = in_this_process(cell.scenario, cell.system, cell.upper, base)
+        outcome = play(cell.scenario, cell.system, cell.upper, base)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with open(answer, "w") as file:
             json.dump(outcome, file)

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from overt.host import files, process
 from overt.host.libc import check, libc
+from overt.judge.scenario import Nonsense
 from overt.lab import bounded
 from overt.lab.container import close_all_but, enter
 
@@ -245,14 +246,14 @@ class Party:
             raise OSError(errno.EIO, f"{self.name} did not start: {words}")
 
     def do(self, verb: str, name: str, words: Sequence[str]) -> str:
-        """The answer of a verb. OSError if there is none; ValueError if the scenario makes no sense."""
+        """The answer of a verb. OSError if there is none; Nonsense if the scenario makes no sense."""
         try:
             self._socket.send(json.dumps([verb, name, list(words)]).encode())
         except BrokenPipeError:
             raise OSError(errno.ECHILD, f"{self.name} is dead") from None
         answer, why = self._hear(verb)
         if not answer:
-            raise ValueError(why)
+            raise Nonsense(why)
         return answer
 
     def _hear(self, about: str) -> tuple[str, str]:

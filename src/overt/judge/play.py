@@ -9,12 +9,11 @@ A history stops at the step that decides. Before it counts, the witness is asked
 system that says "all is well" is right if it is.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from overt.judge.scenario import Scenario, Step
+from overt.judge.scenario import Nonsense, Scenario, Step
 from overt.judge.stage import Premise, Stage, staged
 from overt.judge.systems import NotApplicable, Refused, System
 
@@ -95,6 +94,8 @@ def play(scenario: Scenario, system: System, upper: str, base: str) -> Outcome:
             return outcome(VIOLATED, broken) if broken else outcome(HOLDS)
     except Refused as error:
         return outcome(UNKNOWN, f"{system.name}: {error}")
+    except Nonsense as error:
+        return outcome(UNKNOWN, f"the scenario makes no sense: {error}")
     except OSError as error:
         return outcome(UNKNOWN, error.strerror or error)
 
@@ -153,13 +154,3 @@ def _difference(before: Any, after: Any) -> str:
 
 def _line(words: object) -> str:
     return " ".join(str(words).split())
-
-
-def in_this_process(scenario: Scenario, system: System, upper: str, base: str) -> Outcome:
-    """As `play`, and an exception that is a bug of the scenario's becomes an unknown cell too."""
-    try:
-        return play(scenario, system, upper, base)
-    except ValueError as error:
-        return Outcome(scenario.id, system.name, upper, UNKNOWN, f"the scenario makes no sense: {_line(error)}")
-    finally:
-        os.chdir("/")

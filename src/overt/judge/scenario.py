@@ -44,6 +44,10 @@ WITNESSES = ("cursor", "disk")
 _STEP = re.compile(r"(?P<who>\w+): (?:(?P<name>\w+) = )?(?P<verb>\w+)(?P<words>(?: \S+)*?)(?: -> (?P<due>\S+))?")
 
 
+class Nonsense(Exception):
+    """A scenario asks for something that there is not."""
+
+
 class Step(NamedTuple):
     who: str
     """a container (A, B, ...), `each`, `host`, or `disk`"""

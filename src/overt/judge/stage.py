@@ -12,6 +12,7 @@ its cursor: if syncfs on it does not tell of an error, there was none.
 """
 
 import errno
+import inspect
 import os
 import shutil
 import time
@@ -22,11 +23,11 @@ from pathlib import Path
 from overt.host import files, mounts, process
 from overt.judge.party import Party, contents
 from overt.judge.replay import Promise, replay
-from overt.judge.scenario import Scenario
+from overt.judge.scenario import Nonsense, Scenario
 from overt.judge.systems import Layers, Refused, System
 from overt.judge.uppers import UPPERS
 from overt.lab import Disk
-from overt.lab.image import Counters
+from overt.lab.image import MEANING, Counters
 from overt.lab.recording import Recording
 
 LOWER = ("file", "other", "dir/inner")
@@ -74,19 +75,19 @@ class Stage:
         """what was said with the latest answer"""
 
     def do(self, who: str, name: str, verb: str, words: tuple[str, ...]) -> str:
-        """Do a step. Raises Premise, NotApplicable, OSError; ValueError if it makes no sense."""
+        """Do a step. Raises Premise, NotApplicable, OSError; Nonsense."""
         self.why = ""
         if who == "disk":
             method = getattr(self, f"disk_{verb}", None)
             if method is None:
-                raise ValueError(f"a disk has no verb {verb!r}")
-            return str(method(*words))
+                raise Nonsense(f"a disk has no verb {verb!r}")
+            return str(_call(method, words))
         if who == "host":
             return self._host.do(verb, name, words)
         if verb in self._verbs:
-            return self._verbs[verb](who, *words)
+            return _call(self._verbs[verb], (who, *words))
         if who not in self._parties:
-            raise ValueError(f"{who} is not mounted")
+            raise Nonsense(f"{who} is not mounted")
         return self._parties[who].do(verb, name, words)
 
     def counters(self) -> Counters:
@@ -114,7 +115,7 @@ class Stage:
         for word in words:
             key, _, other = word.partition("=")
             if key != "over" or other not in self._mounted:
-                raise ValueError(f"mount {word}")
+                raise Nonsense(f"mount {word}")
             lower = f"{self._base}/mnt/{other}"
         target = f"{self._base}/mnt/{who}"
         layers = Layers(lower, f"{self._base}/disk/{who}/upper", f"{self._base}/disk/{who}/work", bool(words))
@@ -149,7 +150,7 @@ class Stage:
         party = self._parties[who]
         party.do("mkdir", "", ["committed"])
         party.do("open", "_root", ["."])
-        for number in range(int(rounds)):
+        for number in range(_number(rounds)):
             made = {f"committed/{number}": f"new {number} ", f"committed/r{number}": f"renamed {number} "}
             if number < len(LOWER):
                 made[LOWER[number]] = f"copied up {number} "
@@ -180,7 +181,7 @@ class Stage:
     def disk_replay(self, points: str) -> str:
         """replay POINTS: the power goes away at so many moments; kept, if what was promised is there, or lost."""
         if self._recording is None:
-            raise ValueError("replay without record")
+            raise Nonsense("replay without record")
         # The disk goes first: a btrfs and its copy cannot be mounted at the same time.
         self._counters = self.disk.counters()
         self._end()
@@ -188,14 +189,18 @@ class Stage:
         os.close(self.witness)
         self.witness = -1
         self.disk.close()
-        count, lost = replay(self._recording, self._promises, int(points), self._upper)
+        count, lost = replay(self._recording, self._promises, _number(points), self._upper)
         self.why = f"at {len(lost)} of {count} moments; {lost[0]}" if lost else f"at each of {count} moments"
         return "lost" if lost else "kept"
 
     def disk_fail(self, what: str, *more: str) -> str:
         """fail data|metadata|all|write|flush|read [ERRNO]"""
+        codes = {name: number for number, name in errno.errorcode.items()}
+        code = codes.get(more[0]) if more else errno.EIO
+        if code is None or what not in MEANING:
+            raise Nonsense(f"fail {what} {' '.join(more)}")
         self._armed_at = self.refused()
-        self.disk.fail(what, errno=getattr(errno, more[0]) if more else errno.EIO)
+        self.disk.fail(what, errno=code)
         self.armed = True
         return "0"
 
@@ -209,8 +214,7 @@ class Stage:
 
     def disk_push(self) -> str:
         """push: the kernel writes the filesystem's dirty pages back; nobody is told how that went."""
-        with suppress(TimeoutError):
-            self.disk.push()
+        self.disk.push()
         return "0"
 
     def disk_evict(self) -> str:
@@ -278,6 +282,21 @@ class Stage:
             with suppress(OSError):
                 mounts.umount(f"{self._base}/mnt/{who}", mounts.MNT_DETACH)
         self._mounted.clear()
+
+
+def _call(method: Callable[..., str], words: tuple[str, ...]) -> str:
+    """Call a verb, if it takes so many words."""
+    try:
+        inspect.signature(method).bind(*words)
+    except TypeError as error:
+        raise Nonsense(f"{' '.join(words)}: {error}") from None
+    return method(*words)
+
+
+def _number(word: str) -> int:
+    if not word.isdecimal():
+        raise Nonsense(f"{word} is not a number")
+    return int(word)
 
 
 def _namespaces(held: ExitStack, base: str) -> int:
