@@ -78,9 +78,12 @@ def missing(image: int, upper: str, promises: Sequence[Promise]) -> str:
     try:
         for promise in promises:
             for path, text in promise.files.items():
-                found = _read(root, f"{promise.below}/{path}")
-                if found is None:  # somebody may have changed it in place, in the lower layer
-                    found = _read(root, f"lower/{path}")
+                try:
+                    found = _read(root, f"{promise.below}/{path}")
+                    if found is None:  # somebody may have changed it in place, in the lower layer
+                        found = _read(root, f"lower/{path}")
+                except OSError as error:
+                    return f"{path}: cannot be read: {error.strerror}"
                 if found != filled(text):
                     return f"{path}: {'absent' if found is None else 'other content'}"
     finally:
