@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overt.host import mounts, process
+from overt.server import registry
 from overt.server.client import Client, ServerError, Started, start
 
 PATIENCE = 30.0  # seconds that a command may take
@@ -191,6 +192,10 @@ class Overt(System):
     def serve(self, place: str) -> Iterator[None]:
         self._place = place
         self._servers: list[Started] = []
+        # Servers tidy up after each other, by what is in this directory. None of the user's is to be touched.
+        apart = mounts.new_mount("tmpfs", [])
+        mounts.attach(apart, str(registry.directory()))
+        os.close(apart)
         self._start()
         try:
             yield
