@@ -139,9 +139,22 @@ def test_a_premise_that_fails_leaves_the_cell_unknown(tmp_path: Path) -> None:
     assert (cell["verdict"], cell["reason"]) == ("unknown", "A: f = open absent: ENOENT")
 
 
-def test_a_scenario_that_makes_no_sense_says_what_is_wrong(tmp_path: Path) -> None:
-    cell = one(own(tmp_path, "A: mount", "A: fsink f -> 0"), "--systems", "plain")
-    assert cell["verdict"] == "unknown" and "no verb 'fsink'" in cell["reason"]
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (("A: mount", "A: fsink f -> 0"), "no verb 'fsink'"),
+        (("A: mount", "A: fsync f -> 0"), "fsync f: KeyError: 'f'"),
+        (("A: fsync f -> 0",), "A is not mounted"),
+        (("A: mount", "A: mount -> 0"), "A is mounted already"),
+        (("A: mount", "disk: fail everything -> 0"), "fail everything"),
+        (("A: mount", "disk: replay many -> kept"), "replay without record"),
+        (("A: mount", "disk: push harder -> 0"), "too many positional arguments"),
+    ],
+)
+def test_a_scenario_that_makes_no_sense_says_what_is_wrong(steps: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    cell = one(own(tmp_path, *steps), "--systems", "plain")
+    assert cell["verdict"] == "unknown"
+    assert "makes no sense" in cell["reason"] and words in cell["reason"]
 
 
 def test_a_file_that_is_no_scenario_is_bad_usage(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Stage:
         self._parties: dict[str, Party] = {}
         self._mounted: set[str] = set()
         self.armed = False
+        self._armed_at = -1
         self._marked = Counters()
         self._verbs: dict[str, Callable[..., str]] = {
             "mount": self._mount,
@@ -84,10 +85,12 @@ class Stage:
             return str(_call(method, words))
         if who == "host":
             return self._host.do(verb, name, words)
+        if verb == "mount" and who in self._mounted:
+            raise Nonsense(f"{who} is mounted already")
+        if verb != "mount" and who not in (self._mounted if verb == "umount" else self._parties):
+            raise Nonsense(f"{who} is not mounted")
         if verb in self._verbs:
             return _call(self._verbs[verb], (who, *words))
-        if who not in self._parties:
-            raise Nonsense(f"{who} is not mounted")
         return self._parties[who].do(verb, name, words)
 
     def counters(self) -> Counters:
