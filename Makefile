@@ -6,7 +6,7 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo prove test test-long test-containers bench deb lint format types floors clean
+.PHONY: help demo prove judge test test-long test-containers bench deb lint format types floors clean
 
 help:
 	@echo 'make demo [CONTAINERS=1000] [FS=ext4|xfs|btrfs]  one writeback error, and who is told of it'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test-long      the tests that take minutes'
 	@echo 'make test-containers   of these, podman and buildah on overt'
 	@echo 'make prove          which design tells whom, checked over every history'
+	@echo 'make judge [ARGS=--fs=xfs]  the use cases on every overlay here, and report.html'
 	@echo 'make bench          overt beside the other overlays, in ratios; its checker beside SPIN'
 	@echo 'make deb            a Debian package, in dist/'
 	@echo 'make lint types floors   ruff, mypy, import-linter'
@@ -35,6 +36,10 @@ demo: .venv/runtime
 
 prove: .venv/runtime
 	@$(BIN)/overt prove $(ARGS)
+
+judge: .venv/runtime
+	@tools/debian-packages judge || :
+	@$(BIN)/overt judge --html report.html $(ARGS)
 
 bench: .venv/runtime
 	@tools/debian-packages bench || :

@@ -28,6 +28,8 @@ COMMANDS = {
     "status": "Show mounts, uppers and the errors they recorded.",
     "demo": "Fail a disk under a thousand overlays and count who is told.",
     "prove": "Check which design tells whom, over every history.",
+    "judge": "Try the use cases on every overlay, with real faults.",
+    "lab": "A directory on a disk that fails on demand, for your own programs.",
     "bench": "Measure overt beside the other overlays.",
 }
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from overt.host import files, mounts, process
-from overt.host.libc import check, libc
+from overt.host import files, process
 from overt.lab import bounded
+from overt.lab.container import close_all_but, enter
 
 PATIENCE = 60.0  # seconds: a flush may take a while, but not that long
 BLOCK = 4096
@@ -126,10 +126,10 @@ def contain(overlays: list[int], place: str, unlucky: bytes, step: Callable[[], 
 def _live(overlay: int, control: int, place: str, unlucky: bytes) -> NoReturn:
     try:
         process.die_with_parent(signal.SIGKILL)
-        _close_all_but(overlay, control)
+        close_all_but(overlay, control)
         with socket.socket(fileno=control) as conversation:
             try:
-                _enter(overlay, place)
+                enter(overlay, place)
                 life = Life(unlucky)
                 conversation.send(json.dumps([0]).encode())
                 while question := conversation.recv(64):
@@ -144,24 +144,6 @@ def _live(overlay: int, control: int, place: str, unlucky: bytes) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(0)
-
-
-def _enter(overlay: int, place: str) -> None:
-    """Make `overlay` the root, and let go of everything else. (pivot_root(2), "pivot_root(".", ".")")"""
-    process.unshare(process.CLONE_NEWNS)
-    mounts.attach(overlay, place)
-    os.close(overlay)
-    os.chdir(place)
-    check(libc.pivot_root(b".", b"."))
-    mounts.umount(".", mounts.MNT_DETACH)
-    os.chdir("/")
-
-
-def _close_all_but(*keep: int) -> None:
-    start = 3
-    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(start, fd)
-        start = fd + 1
 
 
 def _open_root() -> int:

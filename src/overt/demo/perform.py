@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from overt.demo.scenario import STEPS, Progress, Row, rehearse, run
 from overt.demo.systems import all_systems
-from overt.demo.worker import in_user_namespace, working
+from overt.host.process import in_user_namespace
+from overt.lab.worker import working
 
 _SPARE_FILES = 100
 _PATIENCE = 90  # seconds between two signs of progress; more than a container is given for an answer

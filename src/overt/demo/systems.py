@@ -15,12 +15,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from overt.demo.worker import in_user_namespace
-from overt.host import mounts
-from overt.host.libc import check, libc
+from overt.host import mounts, process
+from overt.host.process import in_user_namespace
 from overt.server.client import Client, ServerError, Started, start
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Layers(NamedTuple):
@@ -111,7 +108,7 @@ class FuseOverlayfs(System, Service):
     @contextmanager
     def serve(self) -> Iterator[Service]:
         # It puts itself into the background, but is to stay a child of ours: to be found, and to be buried.
-        check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        process.adopt_orphans()
         with tempfile.TemporaryDirectory(prefix="overt-demo-") as self._place:
             try:
                 yield self

@@ -15,6 +15,7 @@ CLONE_NEWPID = 0x20000000
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -99,3 +100,25 @@ def borrow_fd(pidfd: int, fd: int) -> int:
 def die_with_parent(signal: int) -> None:
     """Have the kernel send `signal` to this process when the thread that forked it ends (prctl(2))."""
     check(libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0))
+
+
+def set_name(name: str) -> None:
+    """What ps(1) and /proc/PID/comm call this process; at most 15 bytes (prctl(2))."""
+    check(libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends: daemons stay findable (prctl(2), subreaper)."""
+    check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def children(pid: int | str = "self") -> list[int]:
+    """The processes whose parent this one is, by whichever of its threads; none if it is gone (proc(5))."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found

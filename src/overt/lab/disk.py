@@ -40,6 +40,7 @@ from overt.lab import image
 from overt.lab.channel import Channel
 from overt.lab.filesystems import FILESYSTEMS, program
 from overt.lab.place import Place
+from overt.lab.recording import Recording
 
 # Isolated and without site: the keeper needs nothing but the standard library and this package, and starts sooner.
 _KEEPER = (
@@ -142,23 +143,25 @@ class Disk:
         marker: bytes | None = None,
         start: int = 0,
         end: int | None = None,
+        skip: int = 0,
     ) -> None:
         """Let requests fail from now on, in addition to those that fail already.
 
-        what: "data" (writes that hold the marker), "all" (every write, flush and discard), or one kind of request:
-            "write", "read", "flush", "discard" (which is also how zeros are written).
+        what: "data" (writes that hold the marker), "metadata" (writes that do not), "all" (every write, flush and
+            discard), or one kind of request: "write", "read", "flush", "discard" (which is also how zeros are written).
         errno: what the disk answers. The loop driver passes ENOSPC, ETIMEDOUT and the like on for reads and writes;
             what it has no block status for, and any error of a flush, becomes EIO.
         marker: only writes that contain these bytes ("data" without one: `disk.marker`).
         start, end: only requests that touch this range of the disk, in bytes; end None: to its end.
+        skip: so many of the requests that are meant go well first.
         """
         if what not in image.MEANING:
             raise ValueError(f"a disk cannot fail {what!r}: there are {', '.join(image.MEANING)}")
-        if marker is not None and what not in ("data", "write"):
+        if marker is not None and what not in ("data", "metadata", "write"):
             raise ValueError(f"a marker tells writes apart, which {what!r} are not")
         if marker is None:
-            marker = self.marker if what == "data" else b""
-        self._serving.ask("fail", what=what, code=errno, marker=marker.hex(), start=start, end=end)
+            marker = self.marker if what in ("data", "metadata") else b""
+        self._serving.ask("fail", what=what, code=errno, marker=marker.hex(), start=start, end=end, skip=skip)
 
     def heal(self) -> None:
         """Every request succeeds again."""
@@ -202,6 +205,22 @@ class Disk:
             return Snapshot(fd, self.size, access=mmap.ACCESS_READ)
         finally:
             os.close(fd)
+
+    def record(self) -> Recording:
+        """From now on keep what is acknowledged, in order, and in memory. To be closed; ends with the disk, or anew."""
+        base = os.memfd_create("overt-lab-base", os.MFD_CLOEXEC)
+        log = os.memfd_create("overt-lab-log", os.MFD_CLOEXEC)
+        recording = Recording(base, log)
+        try:
+            self._serving.ask("record", patience=60.0, fds=[base, log])
+        except BaseException:
+            recording.close()
+            raise
+        return recording
+
+    def recorded(self) -> int:
+        """The present moment of the recording, as Request.end says it."""
+        return int(self._serving.ask("recorded"))
 
     def close(self) -> None:
         """Heal, unmount, and take everything away, within bounded time; once.

@@ -17,7 +17,10 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from overt.lab.recording import Recorder
 
 CHUNK = 64 << 10
 PAGE = mmap.PAGESIZE
@@ -26,6 +29,7 @@ _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which 
 # What fail() accepts, and the requests meant by it. A discard is here because the filesystem writes zeros with it.
 MEANING = {
     "data": frozenset({"write"}),
+    "metadata": frozenset({"write"}),
     "all": frozenset({"write", "flush", "discard"}),
     "write": frozenset({"write"}),
     "read": frozenset({"read"}),
@@ -54,18 +58,24 @@ _ZEROS = bytes(CHUNK)
 _PLURAL = {"read": "reads", "write": "writes", "flush": "flushes", "discard": "discards"}
 
 
-class Rule(NamedTuple):
+@dataclass(slots=True)
+class Rule:
     requests: frozenset[str]
     code: int  # the errno to answer
     marker: bytes  # b"": whatever the content is
     start: int  # bytes
     end: int
+    without: bool = False  # those are meant that do not contain the marker
+    skip: int = 0  # so many go well before the first fails
 
     def condemns(self, request: str, start: int, end: int, data: memoryview) -> bool:
         """A flush has no place: it is the range from 0 to the disk's end."""
         if request not in self.requests or end <= self.start or start >= self.end:
             return False
-        return not self.marker or self.marker in bytes(data)
+        if self.marker and (self.marker in bytes(data)) == self.without:
+            return False
+        self.skip -= 1
+        return self.skip < 0
 
 
 class Image:
@@ -80,6 +90,7 @@ class Image:
         self._written: set[int] = set()  # chunks
         self._unflushed: set[int] = set()
         self._counts = dict.fromkeys(Counters._fields, 0)
+        self.recorder: Recorder | None = None
 
     def counters(self) -> Counters:
         return Counters(**self._counts)
@@ -96,10 +107,14 @@ class Image:
         self._counts["bytes_written"] += len(data)
         self._view[start:end] = data
         self._touch(start, end)
+        if self.recorder:
+            self.recorder.write(start, data)
 
     def flush(self) -> None:
         self._admit("flush", 0, self.size)
         self._settle()
+        if self.recorder:
+            self.recorder.flush()
 
     def discard(self, start: int, size: int) -> None:
         """The range reads as zeros from now on, and gives its memory back."""
@@ -113,6 +128,8 @@ class Image:
             self._memory[start:first] = bytes(first - start)
             self._memory[last:end] = bytes(end - last)
         self._touch(start, end)
+        if self.recorder:
+            self.recorder.discard(start, end - start)
 
     def dump(self, fd: int, *, durable: bool) -> None:
         """Write the contents to the empty file `fd`, holes where the disk was never written."""

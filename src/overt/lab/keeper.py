@@ -34,6 +34,7 @@ from overt.lab.channel import Channel, Question
 from overt.lab.image import Image
 from overt.lab.place import Place
 
+NAME = "overt-lab"  # of these two processes, for whoever tidies up: they end by themselves, in good order
 MKFS = 60.0  # seconds
 MOUNT = 20.0
 UNMOUNT = 5.0  # then the disk is cut off, and it gets as long again
@@ -59,6 +60,7 @@ class Server(NamedTuple):
 
 def main(control_fd: int, server_fd: int, owner_pidfd: int, owner: int) -> None:
     """Set up as the first question says, answer, attend to the user, take everything away, answer."""
+    process.set_name(NAME)
     control = Channel(socket.socket(fileno=control_fd))
     question = control.hear()
     if question is None:

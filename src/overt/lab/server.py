@@ -22,6 +22,7 @@ from typing import Any
 from overt.host import mounts, process
 from overt.lab.channel import Channel
 from overt.lab.image import MEANING, Image, Rule
+from overt.lab.recording import Recorder
 from overt.wire import fuse
 from overt.wire.record import pack, size_of, struct_of
 
@@ -72,6 +73,8 @@ class Server:
             "resume": self._resume,
             "counters": self._image.counters,
             "snapshot": self._snapshot,
+            "record": self._record,
+            "recorded": self._recorded,
         }
         self._handlers: dict[int, Callable[[], bytes | memoryview]] = {
             fuse.FUSE_INIT: self._init,
@@ -102,9 +105,10 @@ class Server:
 
     # What the user asks for.
 
-    def _fail(self, what: str, code: int, marker: str, start: int, end: int | None) -> None:
+    def _fail(self, what: str, code: int, marker: str, start: int, end: int | None, skip: int) -> None:
         last = self._image.size if end is None else end
-        self._image.rules.append(Rule(MEANING[what], code, bytes.fromhex(marker), start, last))
+        without = what == "metadata"
+        self._image.rules.append(Rule(MEANING[what], code, bytes.fromhex(marker), start, last, without, skip))
 
     def _hang(self, limit: float) -> None:
         if not self._hung_until:
@@ -118,6 +122,15 @@ class Server:
 
     def _snapshot(self, fds: list[int], durable: bool) -> None:
         self._image.dump(fds[0], durable=durable)
+
+    def _record(self, fds: list[int]) -> None:
+        if self._image.recorder:
+            self._image.recorder.close()
+        self._image.dump(fds[0], durable=False)
+        self._image.recorder = Recorder(fds[1])
+
+    def _recorded(self) -> int:
+        return self._image.recorder.size if self._image.recorder else 0
 
     def _until_next_look(self) -> float | None:
         """Milliseconds; None: nothing to look at but what comes in."""

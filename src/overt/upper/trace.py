@@ -188,5 +188,5 @@ def _remove_stale(instances: int) -> None:
             try:
                 os.rmdir(name, dir_fd=instances)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EBUSY):  # somebody was faster, or it is in use after all
+                if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBUSY):  # somebody was faster, or it is in use
                     raise

@@ -1,7 +1,7 @@
-"""The process in which the demo happens: in a mount namespace of its own, and without the terminal.
+"""A process in which a command does its work: in a mount namespace of its own, and without the terminal.
 
-Everything that the demo makes is made by this process and is gone with it, mounts above all. It tells its parent, who
-has the terminal, how far it is. Ctrl-C reaches the parent only (the worker is a session of its own, and so are the
+Everything that the command makes is made by this process and is gone with it, mounts above all. It tells its parent,
+who has the terminal, how far it is. Ctrl-C reaches the parent only (the worker is a session of its own, and so are the
 servers that it starts): the parent asks the worker to stop, with SIGTERM, and waits until it has tidied up. If the
 parent dies otherwise, the kernel sends that signal.
 
@@ -48,12 +48,7 @@ def working(work: Callable[[Callable[[object], None]], None]) -> Iterator[Iterat
         os.kill(pid, signal.SIGTERM)
         if bounded.wait(pid, _GRACE) is None:
             os.kill(pid, signal.SIGKILL)
-            raise TimeoutError(ECHILD, f"the demo did not tidy up in {_GRACE:g} s, and was killed")
-
-
-def in_user_namespace() -> bool:
-    """Whether root in here is somebody else outside (user_namespaces(7))."""
-    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+            raise TimeoutError(ECHILD, f"the worker did not tidy up in {_GRACE:g} s, and was killed")
 
 
 def _received(receiver: Connection) -> Iterator[Any]:
@@ -61,7 +56,7 @@ def _received(receiver: Connection) -> Iterator[Any]:
         try:
             message = receiver.recv()
         except EOFError:
-            raise ChildProcessError(ECHILD, "the process that runs the demo died") from None
+            raise ChildProcessError(ECHILD, "the process that does the work died") from None
         if message is None:
             return
         if isinstance(message, OSError):
@@ -71,7 +66,7 @@ def _received(receiver: Connection) -> Iterator[Any]:
 
 def _work(work: Callable[[Callable[[object], None]], None], sender: Connection, parent: int) -> NoReturn:
     try:
-        signal.signal(signal.SIGTERM, _stop)
+        stop_on_sigterm()
         os.setsid()
         process.die_with_parent(signal.SIGTERM)
         try:
@@ -90,6 +85,11 @@ def _work(work: Callable[[Callable[[object], None]], None], sender: Connection, 
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM raise Stopped in this process, once."""
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -1,0 +1,1 @@
+"""Use cases on real filesystems with real faults: what every system answers. See docs/judge.md."""

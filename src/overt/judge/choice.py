@@ -1,0 +1,46 @@
+"""What a command line asks for: which scenarios, which systems."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from overt.judge import histories, scenario
+from overt.judge.scenario import Scenario
+from overt.judge.systems import SYSTEMS, System, from_command
+
+
+def choose(files: Sequence[Path], only: Sequence[str], containers: int | None) -> list[Scenario]:
+    """The user's own if there are files, else those of the package; of these `only` some (U5, or U5-new-fd).
+
+    A file is a scenario, or (.json) what `overt prove --json` has printed. ValueError: it is neither, or there is none
+    of that name.
+    """
+    found = [one for path in files for one in _from_file(path)] or scenario.built_in()
+    for word in only:
+        if not any(word in (one.id, one.case) for one in found):
+            raise ValueError(f"there is no scenario {word!r} (see --list)")
+    chosen = [one for one in found if not only or {one.id, one.case} & set(only)]
+    return [one.with_containers(containers) for one in chosen] if containers else chosen
+
+
+def _from_file(path: Path) -> list[Scenario]:
+    if path.suffix != ".json":
+        return [scenario.read(path)]
+    found, left_out = histories.read(path)
+    for line in left_out:
+        print(f"overt judge: left out: {line}", file=sys.stderr)
+    return found
+
+
+def choose_systems(names: Sequence[str], commands: Sequence[str], volatiles: Sequence[str]) -> list[System]:
+    """Those of the table, or of these the named ones (none, if only commands are given); and the user's commands.
+
+    ValueError: there is none of that name, or a command makes no sense.
+    """
+    known = {system.name: system for system in SYSTEMS}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no system {name!r}: there are {', '.join(known)}")
+    given = [from_command(line, "ordinary") for line in commands]
+    given += [from_command(line, "volatile") for line in volatiles]
+    return [system for system in SYSTEMS if not names or system.name in names] + given

@@ -1,0 +1,73 @@
+"""A program run on a disk that fails at a moment of one's choice: `overt lab run`."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from overt.lab.disk import Disk
+from overt.lab.image import Counters
+
+
+class Fault(NamedTuple):
+    """What goes wrong, and when."""
+
+    what: str
+    """as Disk.fail has it"""
+    code: int
+    """the errno"""
+    marker: bytes | None = None
+    after: float = 0.0
+    """seconds after the program's start"""
+    skip: int = 0
+    """and so many of the requests that are meant go well first"""
+    heal_after: float | None = None
+    """seconds after that; None: it stays"""
+
+
+class Ended(NamedTuple):
+    status: int
+    """the program's exit status; 128 and the number of a signal"""
+    refused: int
+    """requests that the disk has refused"""
+    counters: Counters
+
+
+def run(command: Sequence[str], disk: Disk, fault: Fault) -> Ended:
+    """Run `command` in the disk's directory, which it also finds as $OVERT_LAB. OSError if it cannot be started.
+
+    Interrupted, it kills the program: a disk that fails leaves nobody waiting.
+    """
+    environment = {**os.environ, "OVERT_LAB": disk.path}
+    timers: list[threading.Timer] = []
+
+    def fail() -> None:
+        disk.fail(fault.what, errno=fault.code, marker=fault.marker, skip=fault.skip)
+
+    if fault.after <= 0:
+        fail()  # before it starts: nothing can come first
+    process = subprocess.Popen(command, cwd=disk.path, env=environment)
+    try:
+        if fault.after > 0:
+            timers.append(threading.Timer(fault.after, fail))
+        if fault.heal_after is not None:
+            timers.append(threading.Timer(fault.after + fault.heal_after, disk.heal))
+        for timer in timers:
+            timer.start()
+        status = process.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        raise
+    finally:
+        for timer in timers:
+            timer.cancel()
+            if timer.ident is not None:
+                timer.join()
+    counters = disk.counters()
+    refused = sum(count for name, count in counters._asdict().items() if name.startswith("failed"))
+    return Ended(128 - status if status < 0 else status, refused, counters)

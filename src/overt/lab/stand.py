@@ -1,0 +1,166 @@
+"""A disk that stays: `overt lab up`. A process of its own keeps it, and takes orders on a socket until `down`.
+
+The process is found by the directory: its socket, in /run/overt/lab, is named after the path. If it is killed, its
+disk goes with it (overt.lab.keeper), and the socket answers nobody.
+"""
+
+import errno
+import hashlib
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from overt.lab.channel import Channel
+from overt.lab.disk import Disk
+from overt.lab.worker import Stopped, stop_on_sigterm
+
+RUN = Path("/run/overt/lab")
+_PATIENCE = 120.0  # seconds
+
+
+def socket_of(directory: str | os.PathLike[str]) -> Path:
+    """Where the process listens that keeps the disk at a directory."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:16]
+    return RUN / name
+
+
+def ask(directory: str | os.PathLike[str], verb: str, **values: Any) -> Any:
+    """Give an order; the answer. FileNotFoundError if no disk of ours is there; the OSError that the order met."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(os.fspath(socket_of(directory)))
+        except ConnectionRefusedError:  # it was killed
+            socket_of(directory).unlink(missing_ok=True)
+            raise _none(directory) from None
+        except FileNotFoundError:
+            raise _none(directory) from None
+        return Channel(sock).ask(verb, patience=_PATIENCE, **values)
+
+
+def _none(directory: str | os.PathLike[str]) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no disk of the lab is here", os.fspath(directory))
+
+
+def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
+    """Have a new process keep a disk at `directory`; return when it is mounted. OSError, and nothing is left.
+
+    FileExistsError if there is one already.
+    """
+    with suppress(FileNotFoundError):
+        ask(directory, "status")
+        raise FileExistsError(errno.EEXIST, "a disk of the lab is here already", directory)
+    if not os.path.isdir(directory):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", directory)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            if os.fork() == 0:
+                _keep(directory, filesystem, size, mount_options, theirs)
+            os._exit(0)
+        theirs.close()
+        os.waitpid(pid, 0)
+        Channel(ours).ask("start", patience=_PATIENCE)
+
+
+def _keep(directory: str, filesystem: str, size: int, mount_options: str, asker: socket.socket) -> NoReturn:
+    """The process. It answers the one who started it, and lets go of his terminal."""
+    try:
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # what goes wrong is said on the channel; the disk's own processes inherit these
+            os.dup2(null, fd)
+        channel = Channel(asker)
+        question = channel.hear()
+        if question:
+            path = socket_of(directory)
+            try:
+                stop_on_sigterm()
+                with (
+                    Disk(filesystem, size, directory, mount_options=mount_options) as disk,
+                    _listener(path) as listener,
+                ):
+                    channel.answer(question)
+                    channel.close()
+                    try:
+                        _serve(listener, disk, directory)
+                    finally:
+                        path.unlink(missing_ok=True)
+            except OSError as error:
+                channel.refuse(question, error)
+    except Stopped:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def _listener(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # of one that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(os.fspath(path))
+    listener.listen()
+    return listener
+
+
+def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
+    """Take orders, one asker after the other, until one is `down`."""
+    failing: list[str] = []
+    state = "well"
+
+    def fail(what: str, code: int, marker: str | None, skip: int) -> None:
+        disk.fail(what, errno=code, marker=marker.encode() if marker else None, skip=skip)
+        failing.append(f"{what} {errno.errorcode.get(code, code)}")
+
+    def heal() -> None:
+        disk.heal()
+        failing.clear()
+
+    def hang(seconds: float) -> None:
+        nonlocal state
+        disk.hang(seconds)
+        state = "hanging"
+
+    def resume() -> None:
+        nonlocal state
+        disk.resume()
+        state = "well"
+
+    def status() -> dict[str, Any]:
+        counts = disk.counters()._asdict()
+        about = {"directory": directory, "filesystem": disk.filesystem, "size": disk.size, "device": disk.device}
+        return {**about, "pid": os.getpid(), "state": "failing" if failing else state, "failing": failing, **counts}
+
+    def snapshot(path: str, durable: bool) -> None:
+        disk.snapshot(path, durable=durable).close()
+
+    verbs: dict[str, Callable[..., Any]] = {
+        "fail": fail, "heal": heal, "hang": hang, "resume": resume, "push": disk.push, "status": status,
+        "snapshot": snapshot,
+    }  # fmt: skip
+    while True:
+        sock, _ = listener.accept()
+        channel = Channel(sock)
+        with sock:
+            question = channel.hear()
+            if question is None:
+                continue
+            try:
+                if question.verb == "down":
+                    socket_of(directory).unlink(missing_ok=True)
+                    disk.close()
+                    channel.answer(question)
+                    return
+                channel.answer(question, verbs[question.verb](**question.values))
+            except OSError as error:
+                channel.refuse(question, error)
+            except (KeyError, TypeError, ValueError) as error:
+                channel.refuse(question, OSError(errno.EINVAL, str(error)))

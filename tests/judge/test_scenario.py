@@ -1,0 +1,160 @@
+"""Scenarios as data: what a file may say, and that every use case has one."""
+
+from pathlib import Path
+
+import pytest
+
+from overt.judge import choice, expected, scenario
+from overt.judge.cells import merge
+from overt.judge.party import Calls
+from overt.judge.play import FLAKY, HOLDS, UNKNOWN, VIOLATED, Outcome
+from overt.judge.scenario import Step
+from overt.judge.stage import Stage
+from overt.judge.systems import SYSTEMS, from_command
+
+TEXT = """
+title = "a title"
+need = "must"
+mounts = ["ordinary"]
+claim = "a claim"
+steps = ["A: mount", "A: f = open file rw", "A: fsync f -> 0"]
+"""
+
+
+def test_every_use_case_has_a_scenario() -> None:
+    cases = {one.case for one in scenario.built_in()}
+    assert cases >= {f"U{number}" for number in range(1, 26)}
+
+
+def test_scenarios_come_in_the_order_of_their_numbers() -> None:
+    cases = [one.case for one in scenario.built_in()]
+    numbers = [int(case[1:]) for case in cases if case[0] == "U"]
+    assert numbers == sorted(numbers)
+    assert cases[0] == "U1" and cases[-1][0] == "X"
+
+
+@pytest.mark.parametrize("one", scenario.built_in(), ids=lambda one: one.id)
+def test_every_step_of_the_package_has_a_verb_and_its_descriptors_are_open(one: scenario.Scenario) -> None:
+    verbs = {"mount", "umount", "kill", "commit"}
+    fds: set[tuple[str, str]] = set()
+    for step in one.steps:
+        if step.who == "disk":
+            assert hasattr(Stage, f"disk_{step.verb}"), step
+            continue
+        assert step.verb in verbs or hasattr(Calls, step.verb), step
+        if step.name:
+            fds |= {(who, step.name) for who in (one.letters if step.who == "each" else (step.who,))}
+        if step.verb in ("fsync", "syncfs", "fdatasync", "write", "close", "read", "map", "forget"):
+            assert step.who == "each" or (step.who, step.words[0]) in fds, step
+
+
+def test_nothing_in_a_scenario_names_a_system() -> None:
+    """In its notes it may."""
+    names = {"overt", "kernel", "fuse", "mergerfs", "unionfs", "plain"}
+    for one in scenario.built_in():
+        words = {word for step in one.steps for word in (step.verb, *step.words, *step.due)}
+        assert not words & names, one.id
+
+
+def test_a_step_is_parsed() -> None:
+    assert Step.parse("A: f = open lost rw create") == Step("A", "f", "open", ("lost", "rw", "create"), ())
+    assert Step.parse("each: syncfs s -> told|0") == Step("each", "", "syncfs", ("s",), ("told", "0"))
+    assert Step.parse("disk: push") == Step("disk", "", "push", (), ())
+
+
+@pytest.mark.parametrize(
+    ("due", "answer", "fits"),
+    [
+        ("told", "EIO", True), ("told", "ENOSPC", True), ("told", "EBADF", False), ("told", "0", False),
+        ("0|told", "0", True), ("error", "EBADF", True), ("error", "0", False), ("error", "refused", False),
+        ("EBADF", "EIO", False),
+    ],
+)  # fmt: skip
+def test_what_fits_what_is_due(due: str, answer: str, fits: bool) -> None:
+    assert Step.parse(f"A: fsync f -> {due}").fits(answer) is fits
+
+
+def test_a_premise_fits_only_0() -> None:
+    assert Step.parse("A: fsync f").fits("0")
+    assert not Step.parse("A: fsync f").fits("EIO")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("A: mount", "A mount"), "not a step"),
+        (("must", "should"), "need is one of must, nice"),
+        (('"ordinary"', '"strange"'), "mounts are some of"),
+        (("A: fsync", "Z: fsync"), "who is 'Z'"),
+        ((" -> 0", ""), "no step says what is due"),
+        (("claim =", "claims ="), "it has no claim"),
+        (('title = "a title"', 'title = "a title"\nwhatever = 1'), "there is no whatever in a scenario"),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_refused_with_its_name_and_why(change: tuple[str, str], words: str) -> None:
+    assert scenario.read(Path("U1-own.toml"), TEXT).id == "U1-own"
+    with pytest.raises(ValueError, match=rf"^own\.toml: .*{words}"):
+        scenario.read(Path("own.toml"), TEXT.replace(*change))
+
+
+def test_only_scenarios_that_scale_get_more_containers() -> None:
+    chosen = choice.choose([], ["U5", "U6"], 1000)
+    assert [(one.case, one.containers) for one in chosen] == [("U5", 1000), ("U6", 3)]
+    assert len(set(chosen[0].letters)) == 1000
+
+
+def test_what_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="no scenario 'U99'"):
+        choice.choose([], ["U99"], None)
+    with pytest.raises(ValueError, match="no system 'nothing'"):
+        choice.choose_systems(["nothing"], [], [])
+    for line in ("some-overlay /mnt", "some-overlay {upperdir} {mount}"):
+        with pytest.raises(ValueError, match=r"\{mount\}|\{lower\}"):
+            from_command(line, "ordinary")
+
+
+def test_system_names_are_unique() -> None:
+    names = [system.name for system in SYSTEMS]
+    assert len(set(names)) == len(names)
+
+
+def outcome(verdict: str, reason: str = "", *, scenario: str = "U5-new-fd", system: str = "kernel") -> Outcome:
+    return Outcome(scenario, system, "ext4", verdict, reason)
+
+
+def test_runs_that_differ_are_flaky_and_never_rounded() -> None:
+    runs = [outcome(HOLDS), outcome(HOLDS), outcome(VIOLATED, "why")]
+    merged = merge(runs)
+    assert (merged.verdict, merged.runs) == (FLAKY, (HOLDS, HOLDS, VIOLATED))
+    assert merged.reason == "holds 2, violated 1 of 3; why"
+    assert merge([outcome(VIOLATED)] * 3).verdict == VIOLATED
+
+
+def test_a_cell_that_is_not_as_expected_is_a_difference() -> None:
+    known = {"ext4": {"kernel": {"violated": ["U5-new-fd"]}}}
+    assert expected.differences([outcome(VIOLATED), outcome(HOLDS, scenario="U1-fsync")], known) == []
+    assert expected.differences([outcome(HOLDS)], known) == ["U5-new-fd, kernel on ext4: holds, expected violated"]
+    assert expected.differences([outcome(FLAKY, scenario="U1-fsync")], known) != []
+    missing = outcome(UNKNOWN, "mergerfs is not installed")
+    assert expected.differences([missing], known) == []
+    assert expected.differences([outcome(UNKNOWN, "something else")], known) != []
+
+
+def test_expectations_are_those_of_scenarios_and_systems_that_exist() -> None:
+    known = expected.load()
+    scenarios = {one.id for one in scenario.built_in()}
+    systems = {system.name for system in SYSTEMS}
+    for upper, rows in known.items():
+        if upper != "kernel":
+            assert set(rows) <= systems
+            assert {name for row in rows.values() for names in row.values() for name in names} <= scenarios
+
+
+def test_no_must_of_overts_is_expected_to_be_violated() -> None:
+    musts = {one.id for one in scenario.built_in() if one.need == "must"}
+    for upper, rows in expected.load().items():
+        if upper == "kernel":
+            continue
+        for system, row in rows.items():
+            if system.startswith("overt"):
+                assert not musts & {*row.get("violated", ()), *row.get("unknown", ())}, (upper, system)

@@ -1,0 +1,142 @@
+"""`overt lab`: a disk that stays until it is told to go, or its keeper is killed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overt.lab import stand
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+
+def lab(*words: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "overt", "lab", *words], cwd=directory, capture_output=True, text=True, timeout=50,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = lab("up", "--fs", "ext4", "--size", "32", str(place))
+    assert (done.returncode, done.stderr) == (0, "")
+    try:
+        yield place
+    finally:
+        lab("down", str(place))
+
+
+def write_and_sync(path: Path, data: bytes) -> int:
+    """The errno of an fsync."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    except OSError as error:
+        return error.errno or -1
+    finally:
+        os.close(fd)
+    return 0
+
+
+def status(place: Path) -> dict[str, object]:
+    return dict(json.loads(lab("status", "--json", str(place)).stdout))
+
+
+def test_it_is_a_filesystem_that_fails_and_is_well_again(disk: Path) -> None:
+    assert write_and_sync(disk / "well", b"x") == 0
+    assert lab("fail", "--marker", "PRECIOUS", "--errno", "ENOSPC", str(disk), "data").returncode == 0
+    assert write_and_sync(disk / "other", b"y" * 4096) == 0
+    assert write_and_sync(disk / "precious", b"PRECIOUS" * 512) == errno.ENOSPC
+    found = status(disk)
+    assert (found["state"], found["failing"], found["failed_writes"]) == ("failing", ["data ENOSPC"], 1)
+    assert lab("heal", str(disk)).returncode == 0
+    assert write_and_sync(disk / "precious", b"PRECIOUS" * 512) == 0
+    assert status(disk)["state"] == "well"
+
+
+def test_an_image_of_it_can_be_kept(disk: Path, tmp_path: Path) -> None:
+    assert write_and_sync(disk / "kept", b"text that is on the disk") == 0
+    assert lab("snapshot", "--durable", str(disk), str(tmp_path / "image")).returncode == 0
+    assert b"text that is on the disk" in (tmp_path / "image").read_bytes()
+
+
+def test_after_down_nothing_is_there_and_one_line_says_so(disk: Path) -> None:
+    assert os.path.ismount(disk)
+    assert lab("down", str(disk)).returncode == 0
+    assert not os.path.ismount(disk)
+    done = lab("status", str(disk))
+    assert (done.returncode, done.stderr) == (1, f"overt: no disk of the lab is here: {disk}\n")
+    assert not stand.socket_of(disk).exists()
+
+
+def test_a_second_disk_at_the_same_place_is_refused(disk: Path) -> None:
+    done = lab("up", str(disk))
+    assert done.returncode == 1 and "is here already" in done.stderr
+    assert os.path.ismount(disk)
+
+
+def test_a_keeper_that_is_killed_takes_its_disk_with_it(disk: Path) -> None:
+    pid = status(disk)["pid"]
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while os.path.ismount(disk):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "no disk" in lab("status", str(disk)).stderr
+    assert lab("up", "--size", "32", str(disk)).returncode == 0
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    assert "not a directory" in lab("up", str(tmp_path / "absent")).stderr.lower()
+    done = lab("run", "--fail", "data", "--", "true")
+    assert done.returncode == 2 and "--marker" in done.stderr
+    assert lab("fail", "--errno", "ENOTHING", str(tmp_path)).returncode == 2
+
+
+SYNCER = """
+import os
+fd = os.open("file", os.O_RDWR | os.O_CREAT)
+for number in range(9):
+    os.pwrite(fd, b"%d" % number, 0)
+    try:
+        os.fdatasync(fd)
+        print("0")
+    except OSError as error:
+        print(error.errno)
+        break
+print(os.getcwd() == os.environ["OVERT_LAB"])
+raise SystemExit(7)
+"""
+
+
+def test_a_program_meets_the_fault_at_the_chosen_moment_and_its_exit_status_is_kept(tmp_path: Path) -> None:
+    done = lab("run", "--size", "32", "--fail", "flush", "--skip", "4", "--", sys.executable, "-c", SYNCER)
+    assert done.returncode == 7
+    first, *more = done.stdout.split()
+    assert (first, more[-2:]) == ("0", ["5", "True"])
+    assert done.stderr.startswith("overt lab: refused") and "exit status 7" in done.stderr
+
+
+def test_a_fault_after_a_time_and_a_disk_that_recovers() -> None:
+    one = "echo PRECIOUS > {0}; sync -d {0}; echo $?"
+    script = f"echo a > a; sync -d a; sleep 1; {one.format('b')}; sleep 1; {one.format('c')}"
+    done = lab("run", "--size", "32", "--fail", "data", "--marker", "PRECIOUS", "--after", "0.4", "--heal-after", "1",
+               "--", "sh", "-c", script)  # fmt: skip
+    assert done.stdout.split() == ["1", "0"], done.stderr
+
+
+def test_a_program_that_is_not_there_is_one_line_and_no_disk_stays() -> None:
+    done = lab("run", "--size", "32", "--", "/no/such/program")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
