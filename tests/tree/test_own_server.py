@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,42 @@ def test_what_one_makes_oneself_where_others_have_theirs_is_good(world: Path) ->
         assert directory_of(uid, runtime) == made
     with pytest.raises(PermissionError):
         directory_of(STRANGER, world)
+
+
+def test_a_server_whose_socket_is_not_to_be_seen_here_keeps_its_mounts(layers: Layers, world: Path) -> None:
+    """It is in another mount namespace, say; and what it serves is taken away only when it is dead."""
+    place = world / "visible"
+    place.mkdir()
+    server = subprocess.Popen([sys.executable, "-m", "overt", "serve", "--foreground", "--socket", str(place / "s")])
+    try:
+        deadline = time.monotonic() + 30
+        while not registry.answers(place / "s"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        mount = ["mount", "--server", str(place / "s"), "-o", layers.words, str(layers.path)]
+        subprocess.run([sys.executable, "-m", "overt", *mount], check=True, timeout=30)
+        place.rename(world / "elsewhere")
+        assert str(layers.path) not in registry.clear_dead()
+        (layers.path / "file").write_text("here")
+        server.kill()
+        server.wait(30)
+        assert str(layers.path) in registry.clear_dead()
+        assert not registry.is_mount(str(layers.path))
+    finally:
+        server.kill()
+        server.wait(30)
+        registry.clear_dead()
+
+
+def test_a_server_that_has_no_mounts_ends_at_once(world: Path) -> None:
+    server = subprocess.Popen([sys.executable, "-m", "overt", "serve", "--foreground", "--socket", str(world / "s")])
+    try:
+        while not registry.answers(world / "s"):
+            time.sleep(0.02)
+        begin = time.monotonic()
+        server.terminate()
+        assert server.wait(30) == 0
+        assert time.monotonic() - begin < 2.5, "it waited for the kernel to let go of mounts, of which there are none"
+    finally:
+        server.kill()
+        server.wait(30)

@@ -29,7 +29,7 @@ def command(*, as_json: bool, events: bool) -> int:
             click.echo(f"overt: {path}: {error}", err=True)
         except OSError:
             continue  # a socket that a killed server left; `dead` below shows its mounts
-    dead = [entry._asdict() for entry in registry.entries() if not entry.alive]
+    dead = [entry._asdict() for entry in registry.entries() if entry.dead]
     if events:
         return 0
     if as_json:

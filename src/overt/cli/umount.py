@@ -33,7 +33,7 @@ def command(target: str, *, as_json: bool) -> int:
         click.echo(f"overt: {target}: not an overt mount", err=True)
         return 1
     entry = owners[-1]
-    if not entry.alive:
+    if entry.dead:
         if registry.mounted(entry):
             mounts.umount(entry.target, mounts.MNT_DETACH)
         registry.remove(entry.file)

@@ -14,12 +14,15 @@ import os
 import re
 import socket
 import stat
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from overt.host import mounts
 
 _RUN = Path("/run")
+_PATIENCE = 2.0
+"""seconds; a mount that is gone answers at once"""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -65,6 +68,22 @@ class Entry(NamedTuple):
     def alive(self) -> bool:
         """Whether its server still runs: whether its socket answers, for a killed process may stay as a zombie."""
         return answers(directory() / f"{self.pid}.sock")
+
+    @property
+    def dead(self) -> bool:
+        """Whether its server has ended; not if that cannot be known."""
+        return has_ended(directory() / f"{self.pid}.sock")
+
+
+def has_ended(path: Path) -> bool:
+    """Whether the server of a control socket here has ended; not if that cannot be known.
+
+    A socket that was put elsewhere (``overt serve --socket``) is a link here, and may lead to a place that is in the
+    server's mount namespace and not in ours.
+    """
+    if answers(path):
+        return False
+    return path.exists() or not Path("/proc", path.stem).exists()
 
 
 def answers(path: Path) -> bool:
@@ -123,9 +142,11 @@ def clear_dead() -> list[str]:
     """Unmount what killed servers left in this namespace; return the places."""
     cleared = []
     for entry in entries():
-        if entry.alive:
+        if not entry.dead:
             continue
         if mounted(entry):
+            if not is_dead_mount(entry.target):
+                continue  # whoever serves it, it is in use
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
         remove(entry.file)
@@ -137,7 +158,7 @@ def clear_dead() -> list[str]:
             mounts.umount(place, mounts.MNT_DETACH)
             cleared.append(place)
     for socket_path in sockets():
-        if not answers(socket_path):
+        if has_ended(socket_path):
             socket_path.unlink(missing_ok=True)
     return cleared
 
@@ -153,14 +174,21 @@ def is_mount(place: str) -> bool:
 
 
 def is_dead_mount(place: str) -> bool:
-    """Whether a mount of overt's is at `place` whose connection is gone."""
+    """Whether a mount of overt's is at `place` whose connection is gone; not if it takes long to say so."""
     if not _mounts_at(place):
         return False
-    try:
-        os.statvfs(place)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
+    problems: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(place)
+        except OSError as error:
+            problems.append(error.errno)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    return problems == [errno.ENOTCONN]
 
 
 def _mounts_at(place: str) -> list[int]:

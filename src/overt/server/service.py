@@ -69,7 +69,8 @@ class Service:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self.empty = threading.Event()
-        """set when the last mount has gone"""
+        """set while there is no mount"""
+        self.empty.set()
 
     # Mounting
 
@@ -257,6 +258,9 @@ class Service:
             lines.append(mount.without)
         if mount.upper is not None and mount.upper.refused:
             lines.append(mount.upper.refused)
+        if mount.tells_syncfs and not mount.volatile and self.uppers.untraced is not None:
+            why = self.uppers.untraced.strerror
+            lines.append(f"no tracepoint ({why}): an error that the host has not been told of may be taken from it")
         if mount.volatile and mount.upper is not None and mount.upper.eyes == "cursor":
             lines.append("this upper's errors can only be seen by flushing it: a volatile mount does not see them")
         before = mount.account.before if mount.account is not None else None
