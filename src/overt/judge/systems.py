@@ -193,7 +193,7 @@ class Overt(System):
         self._place = place
         self._servers: list[Started] = []
         # Servers tidy up after each other, by what is in this directory. None of the user's is to be touched.
-        apart = mounts.new_mount("tmpfs", [])
+        apart = mounts.new_mount("tmpfs", [("mode", "700")])
         mounts.attach(apart, str(registry.directory()))
         os.close(apart)
         self._start()
