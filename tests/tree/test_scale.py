@@ -143,7 +143,8 @@ def test_look_ups_without_end_take_no_more_memory_than_those_before_them(place: 
     finally:
         os.close(directory)
     print([each // 1024 for each in memory])
-    assert max(memory[2:]) < memory[1] + 2 * MIB
+    # 19.4 to 22.9 MiB over fifty rounds, up and down; what stays of every node would be 6 MiB a round.
+    assert max(memory[2:]) < max(memory[:2]) + 4 * MIB
 
 
 # Open files
