@@ -1,0 +1,272 @@
+"""The process that holds the listeners, so that none is ever closed while its container lives.
+
+A listener that is closed turns every later syncfs(2) of its container into ENOSYS, for good. So this process does
+little that can go wrong: it accepts the runtime's connection, keeps what comes (guard/store.py), hands it on, and when
+the worker has died it forks another, which finds everything in its memory. It reads nothing that a container can write.
+
+SIGTERM ends both. SIGHUP replaces the worker.
+"""
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+from overt.events import Events
+from overt.guard.agent import Agent
+from overt.guard.slots import Slots
+from overt.guard.store import MESSAGE, MOST_FDS, Store
+from overt.upper.trace import Trace
+
+_CREDENTIALS = struct.Struct("=iII")
+_STATE = 1 << 16
+"""bytes of a container process state, at most"""
+_PATIENCE = 10.0
+"""seconds for a runtime to say what it has to say"""
+_PAUSE = 0.2
+"""seconds between two workers that die young"""
+_YOUNG = 1.0
+
+
+class _Caller:
+    """A runtime that has connected."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.data = bytearray()
+        self.fds: list[int] = []
+        self.deadline = time.monotonic() + _PATIENCE
+
+    def drop(self) -> None:
+        self.connection.close()
+        for fd in self.fds:
+            os.close(fd)
+
+
+class Supervisor:
+    """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
+
+    def __init__(self, path: Path, events: Events) -> None:
+        """Listen. OSError: EADDRINUSE where a guard listens already."""
+        self.path = path
+        self.events = events
+        self.store = Store()
+        self.slots = Slots()
+        self.trace: Trace | None = None
+        self.workers = 0
+        self._callers: dict[int, _Caller] = {}
+        self._number = 0
+        self._ending = self._replacing = False
+        self._unsent: deque[tuple[int, str]] = deque()
+        self._socket = listen(path)
+        self._status = listen(status_path(path))
+        try:
+            self.trace = Trace()
+        except OSError as error:
+            events.say("no tracepoint", why=str(error))
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._signal)
+        try:
+            while not self._ending:
+                started = time.monotonic()
+                self._serve(*self._fork(wake, woken), wake)
+                if not self._ending and time.monotonic() - started < _YOUNG:
+                    time.sleep(_PAUSE if self.workers > 3 else 0)
+        finally:
+            for path in (self.path, status_path(self.path)):
+                path.unlink(missing_ok=True)
+            if self.trace:
+                self.trace.close()
+
+    def _signal(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            self._replacing = True
+        else:
+            self._ending = True
+
+    def _fork(self, *ours: int) -> tuple[int, socket.socket]:
+        """Start a worker: its pid, and our end of the pair between us."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (here, there):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MESSAGE)
+        self.workers += 1
+        self._replacing = False
+        self._unsent.clear()
+        pid = os.fork()
+        if pid:
+            there.close()
+            here.setblocking(False)
+            return pid, here
+        here.close()
+        self._work(there, ours)
+
+    def _work(self, pair: socket.socket, ours: tuple[int, ...]) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            for fd in ours:
+                os.close(fd)
+            self._socket.close()
+            for caller in self._callers.values():
+                caller.drop()
+            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: agent.stop())
+            agent.run(self.store.entries)
+            status = 0
+        except Exception:
+            self.events.crash("the worker")
+        finally:
+            os._exit(status)
+
+    def _serve(self, pid: int, worker: socket.socket, wake: int) -> None:
+        """Until this worker has ended."""
+        killed_at = float("inf")
+        with worker:
+            while True:
+                ready = self._wait(worker, wake)
+                if wake in ready:
+                    os.read(wake, 64)
+                    if self._ending or self._replacing:
+                        os.kill(pid, signal.SIGTERM if self._ending else signal.SIGKILL)
+                        killed_at = time.monotonic()
+                if time.monotonic() > killed_at + _PATIENCE:  # it waits for a disk
+                    os.kill(pid, signal.SIGKILL)
+                if worker.fileno() in ready and not self.store.hear(worker):
+                    break
+                if self._socket.fileno() in ready:
+                    self._accept()
+                for fd, caller in list(self._callers.items()):
+                    if fd in ready or time.monotonic() > caller.deadline:
+                        self._listen_to(caller)
+                self._hand_over(worker)
+        _, how = os.waitpid(pid, 0)
+        if not self._ending:
+            left = sum(name.startswith("listener/") for name in self.store.entries)
+            self.events.say("worker ended", pid=pid, status=os.waitstatus_to_exitcode(how), containers=left)
+
+    def _wait(self, worker: socket.socket, wake: int) -> set[int]:
+        """The descriptors that have something to say."""
+        poll = select.poll()  # not select(2), which takes no descriptor above 1023
+        for fd in (wake, self._socket.fileno(), *self._callers):
+            poll.register(fd, select.POLLIN)
+        poll.register(worker, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        return {fd for fd, what in poll.poll(1000) if what != select.POLLOUT}
+
+    def _accept(self) -> None:
+        connection, _ = self._socket.accept()
+        _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in (0, os.geteuid()):
+            self.events.say("refused", uid=uid, why="only root and this user may bring containers")
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._callers[connection.fileno()] = _Caller(connection)
+
+    def _listen_to(self, caller: _Caller) -> None:
+        """Take what a runtime says, until it is whole: some runtimes close the connection when the container ends."""
+        try:
+            data, fds, _, _ = socket.recv_fds(caller.connection, _STATE, MOST_FDS)
+            caller.data += data
+            caller.fds += fds
+        except BlockingIOError:
+            data = b" "
+        except ConnectionError:
+            data = b""
+        bad = len(caller.data) > _STATE or len(caller.fds) > MOST_FDS or time.monotonic() > caller.deadline
+        if data and not bad and not (caller.fds and _is_whole(caller.data)):
+            return
+        del self._callers[caller.connection.fileno()]
+        if bad or not caller.fds:
+            self.events.say("refused", why=f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime")
+            caller.drop()
+            return
+        caller.connection.close()
+        self._number += 1
+        name = f"listener/{self._number}"
+        self.store.put(name, caller.data.decode(errors="replace"), caller.fds)
+        self._unsent.append((self._number, name))
+
+    def _hand_over(self, worker: socket.socket) -> None:
+        """Give new containers to the worker, as far as it takes them now."""
+        while self._unsent:
+            number, name = self._unsent[0]
+            entry = self.store.entries.get(name)
+            if entry is not None:
+                try:
+                    socket.send_fds(worker, [b"%d\n" % number, entry.value.encode()], entry.fds)
+                except (BlockingIOError, BrokenPipeError, ConnectionError):  # later, or it has died: the next finds it
+                    return
+            self._unsent.popleft()
+
+
+def _is_whole(data: bytearray) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):  # the worker says what is wrong with it, when the connection ends
+        return False
+    return True
+
+
+def status_path(path: Path) -> Path:
+    """The socket that tells the status of the guard that listens on `path`."""
+    return path.with_name(path.name + ".status")
+
+
+def ask(path: Path) -> dict[str, object]:
+    """The status of the guard that listens on `path`; OSError if there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(os.fspath(status_path(path)))
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} (is `overt guard run` running?)", os.fspath(path)) from None
+        data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    if not data:
+        raise OSError(errno.EPIPE, "the guard's worker ended while it was asked", os.fspath(path))
+    return dict(json.loads(data))
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket, mode 0600, in the place of one that nobody listens on any more."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EADDRINUSE, "a guard listens already", os.fspath(path))
+    mask = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    finally:
+        os.umask(mask)
+    listening.listen(512)
+    return listening
+
+
+def raise_limits() -> None:
+    """As many descriptors as the machine gives: two processes hold each listener, and each description that is owed."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError):  # without CAP_SYS_RESOURCE the hard limit is what there is
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
