@@ -65,7 +65,9 @@ class Agent:
         self.answered = 0
         self._lock = threading.Lock()
         self._epoll = select.epoll()
-        self._on: dict[int, Callable[[int], None]] = {}
+        self._woken, self.bell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """a byte written to `bell` wakes the loop: for signal.set_wakeup_fd, since any thread may get the signal"""
+        self._on: dict[int, Callable[[int], object]] = {}
         self._skip = {os.getpid(), os.getppid()}
         self._stop = self._orphan = False
         self._walker: threading.Thread | None = None
@@ -80,13 +82,10 @@ class Agent:
         resume.restore(self, entries)
         self._watch(self.supervisor.fileno(), self._from_supervisor)
         self._watch(self.status_socket.fileno(), self._show)
+        self._watch(self._woken, lambda _: os.read(self._woken, 64))
         walked = time.monotonic()
         while not self._stop:
-            try:
-                ready = self._epoll.poll(_WALK)
-            except InterruptedError:
-                continue
-            for fd, what in ready:
+            for fd, what in self._epoll.poll(_WALK):
                 act = self._on.get(fd)
                 if act is not None:
                     act(what)
@@ -96,14 +95,14 @@ class Agent:
         self._close()
 
     def stop(self) -> None:
-        """End `run`; for signal handlers."""
+        """End `run`; for signal handlers (see `bell`)."""
         self._stop = True
 
     def _close(self) -> None:
         for each in list(self.overlays.values()):
             each.close()  # and with the last on an upper, its eyes; the tracepoint is the supervisor's
 
-    def _watch(self, fd: int, act: Callable[[int], None]) -> None:
+    def _watch(self, fd: int, act: Callable[[int], object]) -> None:
         self._on[fd] = act
         self._epoll.register(fd, select.EPOLLIN)
 

@@ -124,6 +124,7 @@ class Supervisor:
             for caller in self._callers.values():
                 caller.drop()
             agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
+            signal.set_wakeup_fd(agent.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())
             agent.run(self.store.entries)
