@@ -119,7 +119,8 @@ class Container:
         self.bundle = ground.base / f"bundle-{number}"
         self.root = self.bundle / "rootfs"
         self.root.mkdir(parents=True)
-        self.upper, work = (Path(ground.disk.path, f"{kind}-{number}") for kind in ("upper", "work"))
+        self.disk: Disk = changes.pop("disk", ground.disk)
+        self.upper, work = (Path(self.disk.path, f"{kind}-{number}") for kind in ("upper", "work"))
         self.upper.mkdir()
         work.mkdir()
         options: list[tuple[str, str | int | None]] = [
@@ -190,9 +191,9 @@ class Container:
 
     def lose(self, name: str = "/victim") -> int:
         """Write a page whose write-back fails; nobody has been told yet. The descriptor that wrote."""
-        fd = self.ask("write", name, self.ground.disk.marker.hex(), 1)
+        fd = self.ask("write", name, self.disk.marker.hex(), 1)
         assert fd >= 0, os.strerror(-fd)
-        self.ground.fail()
+        fail(self.disk)
         return fd
 
     def execute(self, *words: str) -> int:
@@ -279,12 +280,6 @@ class Ground:
             whole["linux"]["seccomp"] = profile.make(profile.MINIMAL, str(self.base / "guard"))  # type: ignore[index]
         return whole
 
-    def fail(self) -> None:
-        """Let what is dirty meet a failing disk, which is then well again."""
-        self.disk.fail("data")
-        self.disk.push()
-        self.disk.heal()
-
     def host_syncfs(self) -> int:
         """What a program on the host is told that opens the upper now."""
         fd = os.open(self.disk.path, os.O_RDONLY)
@@ -302,6 +297,13 @@ class Ground:
                 stack.callback(self.guard.stop)
             for container in self.containers:
                 stack.callback(container.close)
+
+
+def fail(disk: Disk) -> None:
+    """Let what is dirty meet a failing disk, which is then well again."""
+    disk.fail("data")
+    disk.push()
+    disk.heal()
 
 
 @contextmanager

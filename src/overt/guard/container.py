@@ -31,9 +31,12 @@ def parse(data: bytes) -> State:
         whole: Any = json.loads(data)
         state = whole["state"]
         return State(
-            str(state["id"]), int(whole.get("pid") or state.get("pid") or 0), str(state.get("bundle", "")), str(whole.get("metadata", "")),
-            list(whole["fds"]).index(_SECCOMP_FD),
-        )  # fmt: skip
+            id=str(state["id"]),
+            pid=int(whole.get("pid") or state.get("pid") or 0),
+            bundle=str(state.get("bundle", "")),
+            metadata=str(whole.get("metadata", "")),
+            listener=list(whole["fds"]).index(_SECCOMP_FD),
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no container process state: {type(error).__name__}: {error}") from None
 

@@ -65,6 +65,8 @@ class Supervisor:
         self._callers: dict[int, _Caller] = {}
         self._number = 0
         self._ending = self._replacing = False
+        self._dying: list[int] = []
+        """workers that are dead but for a thread that waits for a disk"""
         self._unsent: deque[tuple[int, str]] = deque()
         self._socket = listen(path)
         self._status = listen(status_path(path))
@@ -86,6 +88,7 @@ class Supervisor:
                 if not self._ending and time.monotonic() - started < _YOUNG:
                     time.sleep(_PAUSE if self.workers > 3 else 0)
         finally:
+            self._bury(_PATIENCE)
             for path in (self.path, status_path(self.path)):
                 path.unlink(missing_ok=True)
             if self.trace:
@@ -147,7 +150,10 @@ class Supervisor:
                         killed_at = time.monotonic()
                 if time.monotonic() > killed_at + _PATIENCE:  # it waits for a disk
                     os.kill(pid, signal.SIGKILL)
-                if worker.fileno() in ready and not self.store.hear(worker):
+                if worker.fileno() in ready:
+                    if not self.store.hear(worker):
+                        break
+                elif _is_dying(pid):
                     break
                 if self._socket.fileno() in ready:
                     self._accept()
@@ -155,10 +161,21 @@ class Supervisor:
                     if fd in ready or time.monotonic() > caller.deadline:
                         self._listen_to(caller)
                 self._hand_over(worker)
-        _, how = os.waitpid(pid, 0)
+                self._bury(0)
         if not self._ending:
             left = sum(name.startswith("listener/") for name in self.store.entries)
-            self.events.say("worker ended", pid=pid, status=os.waitstatus_to_exitcode(how), containers=left)
+            self.events.say("worker ended", pid=pid, containers=left)
+        self._dying.append(pid)
+        self._bury(_PAUSE)
+
+    def _bury(self, patience: float) -> None:
+        """Reap workers that have ended, waiting at most `patience` seconds for those that are about to."""
+        deadline = time.monotonic() + patience
+        while True:
+            self._dying = [pid for pid in self._dying if os.waitpid(pid, os.WNOHANG)[0] == 0]
+            if not self._dying or time.monotonic() >= deadline:
+                return
+            time.sleep(0.002)
 
     def _wait(self, worker: socket.socket, wake: int) -> set[int]:
         """The descriptors that have something to say."""
@@ -213,6 +230,15 @@ class Supervisor:
                 except (BlockingIOError, BrokenPipeError, ConnectionError):  # later, or it has died: the next finds it
                     return
             self._unsent.popleft()
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether a process is dead but for threads that wait for a disk: they will never come back to the program."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _is_whole(data: bytearray) -> bool:
