@@ -3,16 +3,27 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from overt.cli.serve import notify_systemd
 
+if TYPE_CHECKING:
+    from overt.guard.install import Change
+
 _SOCKET = click.option(
     "--socket", "socket_path", metavar="PATH", help="The guard's socket (default: /run/overt/guard.sock)."
 )
+
+
+_DIRECTORY = click.option(
+    "--directory", metavar="DIR", type=click.Path(path_type=Path), default="/etc/containers", show_default=True,
+    help="Where podman's configuration is.",
+)  # fmt: skip
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
 
 
 @click.group()
@@ -101,3 +112,57 @@ def profile(socket_path: str | None, base: str | None) -> None:
     except profiles.ProfileError as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(made, indent=2))
+
+
+@command.command()
+@click.argument("runtime", type=click.Choice(["podman", "bundle"]))
+@click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
+@_SOCKET
+@_DIRECTORY
+@_DRY_RUN
+def install(
+    runtime: str, bundle: Path | None, socket_path: str | None, directory: Path, *, dry_run: bool
+) -> None:  # fmt: skip
+    """Have podman, or an OCI bundle of runc or crun, hand syncfs(2) to the guard.
+
+    It holds for containers that are started afterwards. Without a guard that runs they do not start.
+    """
+    from overt.guard import install as changes
+
+    socket = str(_path(socket_path))
+    _make(lambda: changes.into_podman(directory, socket) if runtime == "podman"
+          else changes.into_bundle(_given(bundle), socket), dry_run)  # fmt: skip
+
+
+@command.command()
+@click.argument("runtime", type=click.Choice(["podman", "bundle"]))
+@click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
+@_DIRECTORY
+@_DRY_RUN
+def uninstall(runtime: str, bundle: Path | None, directory: Path, *, dry_run: bool) -> None:
+    """Take back what `install` did."""
+    from overt.guard import install as changes
+
+    _make(lambda: changes.out_of_podman(directory) if runtime == "podman"
+          else changes.out_of_bundle(_given(bundle)), dry_run)  # fmt: skip
+
+
+def _given(bundle: Path | None) -> Path:
+    if bundle is None:
+        raise click.UsageError("which bundle?")
+    return bundle
+
+
+def _make(work_out: "Callable[[], list[Change]]", dry_run: bool) -> None:
+    from overt.guard.profile import ProfileError
+
+    try:
+        changes = work_out()
+    except ProfileError as error:
+        raise click.ClickException(str(error)) from None
+    for change in changes:
+        click.echo(f"{'would ' if dry_run else ''}{change}")
+        if not dry_run:
+            change.make()
+    if not changes:
+        click.echo("nothing to do")

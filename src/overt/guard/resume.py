@@ -23,7 +23,7 @@ from overt.upper.eyes import Carried
 if TYPE_CHECKING:
     from overt.guard.agent import Agent
 
-_ATTEMPTS = 3
+_ATTEMPTS = 20
 """workers that may die with a call before it is answered with EIO"""
 
 

@@ -31,8 +31,8 @@ _STATE = 1 << 16
 """bytes of a container process state, at most"""
 _PATIENCE = 10.0
 """seconds for a runtime to say what it has to say"""
-_PAUSE = 0.2
-"""seconds between two workers that die young"""
+_PAUSE = 0.05
+"""seconds between two workers that die young; and for one that is about to be dead"""
 _YOUNG = 1.0
 
 
