@@ -155,9 +155,12 @@ def test_nothing_is_left_when_the_last_container_ends(guarded: Ground) -> None:
     wait_until(lambda: not guarded.guard.status()["uppers"], "the upper is let go")  # type: ignore[union-attr]
     status = guarded.guard.status()
     assert (status["containers"], status["overlays"], status["crashes"]) == ([], [], 0)
-    names = os.listdir(guarded.disk.path)
-    assert not [name for name in names if name.startswith(".overt")]
+    wait_until(lambda: not scratch_of(guarded), "its own directories are removed")
     wait_until(lambda: not descriptors_on(guarded), "no descriptor on the upper is kept")
+
+
+def scratch_of(ground: Ground) -> list[str]:
+    return [name for name in os.listdir(ground.disk.path) if name.startswith(".overt")]
 
 
 def descriptors_on(ground: Ground) -> list[str]:
@@ -173,3 +176,20 @@ def descriptors_on(ground: Ground) -> list[str]:
             if path.startswith(ground.disk.path) or "seccomp" in path:
                 found.append(path)
     return found
+
+
+def test_what_is_held_and_closed_by_everybody_else_is_let_go(guarded: Ground) -> None:
+    container = guarded.container()
+    fds = [container.open() for _ in range(3)]
+    container.lose()
+    assert container.new_syncfs() == EIO
+    assert guarded.guard is not None
+
+    def owed() -> int:
+        return int(guarded.guard.status()["overlays"][0]["owed"])  # type: ignore[union-attr]
+
+    assert owed() == 4  # the writer's as well
+    container.ask("close", fds[0])
+    wait_until(lambda: owed() == 3, "the closed one is let go", 30)
+    assert [container.syncfs(fd) for fd in fds[1:]] == [EIO, EIO]
+    assert owed() == 1

@@ -52,7 +52,7 @@ def run(socket_path: str | None, ready_fd: int | None, *, foreground: bool) -> N
     from overt.events import Events
     from overt.guard import supervisor
 
-    supervisor.raise_limits()
+    supervisor.prepare()
     guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground))
     if ready_fd is not None:
         os.write(ready_fd, b"\n")

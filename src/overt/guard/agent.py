@@ -1,12 +1,11 @@
 """The worker: takes containers' syncfs(2) calls and answers them.
 
     listener ── receive ── which overlay? ─┬─ none, or the kernel is right: the call continues
-    (the loop's thread, never waits)       └─ flush its upper (overt.upper) ── judge (guard/overlay.py) ── answer
-                                              (the upper's flusher, one flush for all who wait)
+                                           └─ flush its upper (overt.upper) ── judge (guard/overlay.py) ── answer
 
-The loop's thread looks and never waits: not for a disk, not for a FUSE server that a container may run, not for a
-process. What needs a disk is done on the flusher of that upper or on a thread of its own, so that a disk that hangs
-keeps only its own containers.
+The loop looks and never waits: not for a FUSE server that a container may run, not for a process, and for a disk only
+where another thread takes over after a moment (guard/loop.py). When several call at once, the upper's flusher flushes
+for all of them. So a disk that hangs keeps only its own containers.
 
 Whatever is looked up by a thread id is believed only if the notification is still valid afterwards
 (SECCOMP_IOCTL_NOTIF_ID_VALID): the thread was then blocked in this call all the while, and the id not another's.
@@ -20,7 +19,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -28,6 +26,7 @@ from typing import Any
 from overt.events import Events
 from overt.guard import container, descriptions, listener, overlay, resume, status, table
 from overt.guard.container import Container
+from overt.guard.loop import Loop
 from overt.guard.overlay import Overlay
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
@@ -64,12 +63,9 @@ class Agent:
         self.doubtful = 0
         self.answered = 0
         self._lock = threading.Lock()
-        self._epoll = select.epoll()
-        self._woken, self.bell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        """a byte written to `bell` wakes the loop: for signal.set_wakeup_fd, since any thread may get the signal"""
-        self._on: dict[int, Callable[[int], object]] = {}
+        self.loop = Loop()
         self._skip = {os.getpid(), os.getppid()}
-        self._stop = self._orphan = False
+        self._orphan = False
         self._walker: threading.Thread | None = None
 
     # From its beginning to its end
@@ -80,31 +76,15 @@ class Agent:
         `entries`: what the worker before this one has left.
         """
         resume.restore(self, entries)
-        self._watch(self.supervisor.fileno(), self._from_supervisor)
-        self._watch(self.status_socket.fileno(), self._show)
-        self._watch(self._woken, lambda _: os.read(self._woken, 64))
-        walked = time.monotonic()
-        while not self._stop:
-            for fd, what in self._epoll.poll(_WALK):
-                act = self._on.get(fd)
-                if act is not None:
-                    act(what)
-            if time.monotonic() - walked >= _WALK:
-                walked = time.monotonic()
-                self._walk()
-        self._close()
-
-    def stop(self) -> None:
-        """End `run`; for signal handlers (see `bell`)."""
-        self._stop = True
-
-    def _close(self) -> None:
+        self.loop.watch(self.supervisor.fileno(), self._from_supervisor)
+        self.loop.watch(self.status_socket.fileno(), self._show)
+        self.loop.run(_WALK, self._walk)
         for each in list(self.overlays.values()):
             each.close()  # and with the last on an upper, its eyes; the tracepoint is the supervisor's
 
-    def _watch(self, fd: int, act: Callable[[int], object]) -> None:
-        self._on[fd] = act
-        self._epoll.register(fd, select.EPOLLIN)
+    def stop(self) -> None:
+        """End `run`; for signal handlers."""
+        self.loop.stop()
 
     # Containers come and go
 
@@ -114,10 +94,11 @@ class Agent:
             head, _, state = data.partition(b"\n")
             self.add(int(head), state, fds)
             return
-        self._epoll.unregister(self.supervisor.fileno())
+        self.loop.forget(self.supervisor.fileno())
         self.events.say("supervisor gone", why="this worker ends with the last container it has")
         self._orphan = True
-        self._stop = not self.containers
+        if not self.containers:
+            self.loop.stop()
 
     def add(self, number: int, data: bytes, fds: list[int]) -> None:
         """Take a container's listener; close what else came with it."""
@@ -138,7 +119,7 @@ class Agent:
             listener.set_flags(fd, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
         guarded = self.containers[number] = Container(number, state, fd)
         self.events.say("guarding", container=state.id, pid=state.pid, bundle=state.bundle)
-        self._watch(fd, lambda what: self._ready(guarded, what))
+        self.loop.watch(fd, lambda what: self._ready(guarded, what))
         self._apart(self._look_around, guarded)
 
     def _look_around(self, guarded: Container) -> None:
@@ -167,8 +148,7 @@ class Agent:
 
     def _gone(self, guarded: Container) -> None:
         """The last task with this filter has ended."""
-        self._on.pop(guarded.fd, None)
-        self._epoll.unregister(guarded.fd)
+        self.loop.forget(guarded.fd)
         os.close(guarded.fd)
         del self.containers[guarded.number]
         self.keeper.drop(f"listener/{guarded.number}")
@@ -184,7 +164,8 @@ class Agent:
         self.events.say("ended", container=guarded.state.id, calls=guarded.calls)
         for each in unused:
             self._apart(self._let_go, each)
-        self._stop = self._stop or (self._orphan and not self.containers)
+        if self._orphan and not self.containers:
+            self.loop.stop()
 
     def _let_go(self, each: Overlay) -> None:
         upper = each.upper
@@ -201,7 +182,7 @@ class Agent:
         slot = self.slots.take(guarded.number) if guarded.waiting < _MOST_WAITING else -1
         if slot < 0:
             guarded.paused = True
-            self._epoll.modify(guarded.fd, 0)
+            self.loop.pause(guarded.fd)
             return
         try:
             listener.receive(guarded.fd, self.slots.address(slot))
@@ -224,8 +205,11 @@ class Agent:
                 self._continue(guarded, slot, call)
             elif each.account is None:
                 self._apart(self._open_first, each, guarded, slot, call)
-            else:
+            elif not self.loop.may_take_long():  # one flush will do for all who call now
                 self._flush(each, guarded, slot, call)
+            else:
+                with self.loop.long():
+                    self._flush(each, guarded, slot, call, here=True)
         except Exception:
             self._crash(guarded, slot, call)
 
@@ -265,7 +249,7 @@ class Agent:
         except Exception:
             self._crash(guarded, slot, call)
 
-    def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
+    def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
         upper = each.upper
         assert upper is not None
 
@@ -285,7 +269,7 @@ class Agent:
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        upper.flush(flushed)
+        (upper.flush_here if here else upper.flush)(flushed)
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
@@ -326,7 +310,7 @@ class Agent:
             guarded.waiting -= 1
             if guarded.paused and not guarded.closed:
                 guarded.paused = False
-                self._epoll.modify(guarded.fd, select.EPOLLIN)
+                self.loop.pause(guarded.fd, paused=False)
 
     # What happens beside the calls
 

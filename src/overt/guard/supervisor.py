@@ -24,8 +24,11 @@ from overt.events import Events
 from overt.guard.agent import Agent
 from overt.guard.slots import Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Store
+from overt.host import process
 from overt.upper.trace import Trace
 
+CAPABILITIES = {"dac_override", "dac_read_search", "fowner", "sys_admin", "sys_ptrace"}
+"""kept: to reach uppers, to mount the probes there, and to look at containers' descriptors"""
 _CREDENTIALS = struct.Struct("=iII")
 _STATE = 1 << 16
 """bytes of a container process state, at most"""
@@ -34,6 +37,7 @@ _PATIENCE = 10.0
 _PAUSE = 0.05
 """seconds between two workers that die young; and for one that is about to be dead"""
 _YOUNG = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Caller:
@@ -79,7 +83,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT."""
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, self._signal)
         try:
             while not self._ending:
@@ -108,8 +112,10 @@ class Supervisor:
         self.workers += 1
         self._replacing = False
         self._unsent.clear()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the worker has handlers of its own
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             there.close()
             here.setblocking(False)
             return pid, here
@@ -127,9 +133,10 @@ class Supervisor:
             for caller in self._callers.values():
                 caller.drop()
             agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
-            signal.set_wakeup_fd(agent.bell, warn_on_full_buffer=False)
+            signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             agent.run(self.store.entries)
             status = 0
         except Exception:
@@ -233,12 +240,27 @@ class Supervisor:
 
 
 def _is_dying(pid: int) -> bool:
-    """Whether a process is dead but for threads that wait for a disk: they will never come back to the program."""
+    """Whether a process was killed, and what is left of it waits for a disk: it will never come back to its program.
+
+    The kernel makes every fatal signal a SIGKILL, pending for each thread.
+    """
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
+        with open(f"/proc/{pid}/status") as status:
+            pending = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd:", "ShdPnd:"))]
+        states = [_state(f"/proc/{pid}/task/{tid}/stat") for tid in os.listdir(f"/proc/{pid}/task")]
+    except OSError:  # not even that is left
         return True
+    killed = any(bits >> signal.SIGKILL - 1 & 1 for bits in pending) or _state(f"/proc/{pid}/stat") in "ZX"
+    return killed and all(state in "ZXD" for state in states)
+
+
+def _state(path: str) -> str:
+    """A thread's state, a letter (proc_pid_stat(5)); X if it is gone."""
+    try:
+        with open(path) as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def _is_whole(data: bytearray) -> bool:
@@ -289,11 +311,16 @@ def listen(path: Path) -> socket.socket:
     return listening
 
 
-def raise_limits() -> None:
-    """As many descriptors as the machine gives: two processes hold each listener, and each description that is owed."""
+def prepare() -> None:
+    """Take as many descriptors as the machine gives, and give up the capabilities that are not needed.
+
+    Two processes hold each listener, and each description that is owed an error.
+    """
     most = int(Path("/proc/sys/fs/nr_open").read_text())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (OSError, ValueError):  # without CAP_SYS_RESOURCE the hard limit is what there is
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if os.geteuid() == 0:
+        process.keep_capabilities(CAPABILITIES)

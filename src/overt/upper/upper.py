@@ -140,6 +140,12 @@ class Upper:
         assert self._flusher, "flush of an upper without overlays"
         self._flusher.ask(done)
 
+    def flush_here(self, done: Done) -> None:
+        """The same, but on the calling thread if nobody else is flushing: for one who may wait for a disk."""
+        assert self._flusher, "flush of an upper without overlays"
+        if not self._flusher.ask_here(done):
+            self._flusher.ask(done)
+
     def check(self) -> None:
         """Enter errors that the upper has recorded since the last look into the ledger. Neither flushes nor waits."""
         with self._lock:
