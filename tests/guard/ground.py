@@ -242,13 +242,13 @@ class Ground:
         self.guard = Guard(self.base / "guard")
         return self.guard
 
-    def container(self, runtime: str = "crun", **changes: Any) -> Container:
+    def container(self, runtime: str = "crun", *, wait: bool = True, **changes: Any) -> Container:
         """Start one; guarded if a guard runs."""
         self._number += 1
         ordinary = "flags" not in changes
         made = Container(self, self._number, runtime, self.guard is not None, changes)
         self.containers.append(made)
-        if self.guard is not None and ordinary:
+        if self.guard is not None and ordinary and wait:
             guard = self.guard
             wait_until(
                 lambda: any(each["upperdir"] == str(made.upper) and each["guarded"]

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from overt.lab import Disk
+
 from .ground import EBADF, EIO, ENOSYS, RUNTIMES, Container, Ground, wait_until
 
 pytestmark = pytest.mark.root
@@ -193,3 +195,29 @@ def test_what_is_held_and_closed_by_everybody_else_is_let_go(guarded: Ground) ->
     wait_until(lambda: owed() == 3, "the closed one is let go", 30)
     assert [container.syncfs(fd) for fd in fds[1:]] == [EIO, EIO]
     assert owed() == 1
+
+
+def test_two_overlays_in_one_container_are_told_apart(guarded: Ground) -> None:
+    with Disk("ext4", size=64 << 20) as second:
+        other = guarded.container(disk=second)
+        bind = {"destination": "/tmp", "source": str(other.root), "type": "bind", "options": ["rbind"]}
+        container = guarded.container(mounts=[bind])
+        other.lose()
+        assert [container.new_syncfs(), container.new_syncfs("/tmp"), container.new_syncfs("/tmp")] == [0, EIO, 0]
+        assert other.new_syncfs() == 0  # one overlay, told once, in whichever container
+        container.lose()
+        assert [other.new_syncfs(), container.new_syncfs("/tmp"), container.new_syncfs()] == [0, 0, EIO]
+        for each in (container, other):
+            guarded.end(each)
+        assert guarded.guard is not None
+        wait_until(lambda: not guarded.guard.status()["uppers"], "the disks are let go")  # type: ignore[union-attr]
+
+
+def test_containers_that_end_at_once_leave_nothing(guarded: Ground) -> None:
+    assert guarded.guard is not None
+    for number in range(6):
+        container = guarded.container(RUNTIMES[number % 2], wait=False)
+        guarded.end(container)
+    wait_until(lambda: not guarded.guard.status()["containers"], "all are let go")  # type: ignore[union-attr]
+    wait_until(lambda: not scratch_of(guarded) and not descriptors_on(guarded), "nothing is kept")
+    assert guarded.guard.status()["crashes"] == 0

@@ -129,21 +129,27 @@ class Agent:
         except OSError:  # it has ended already
             return
         for mounted in {each.device: each for each in mounts if each.lies}.values():
-            each = self._use(guarded, mounted)
             try:
+                each = self._use(guarded, mounted)
                 each.open(self.uppers, [guarded.state.pid])
                 self._keep_upper(each.upper)
+            except ProcessLookupError:  # it has ended meanwhile
+                return
             except OSError as error:
-                self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=str(error))
+                self.events.say(
+                    "not guarded", container=guarded.state.id, overlay=os.fsdecode(mounted.upperdir), why=str(error)
+                )
 
     def _use(self, guarded: Container, mounted: Mounted) -> Overlay:
+        """The overlay, noted as used by a container. OSError if that has ended."""
         with self._lock:
+            if guarded.closed:
+                raise ProcessLookupError(errno.ESRCH, "the container has ended")
             each = self.overlays.get(mounted.device)
             if each is None:
                 each = self.overlays[mounted.device] = Overlay(mounted, self.keeper)
-            if not guarded.closed:
-                each.users.add(guarded.number)
-                guarded.devices.add(mounted.device)
+            each.users.add(guarded.number)
+            guarded.devices.add(mounted.device)
             return each
 
     def _gone(self, guarded: Container) -> None:

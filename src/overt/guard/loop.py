@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -117,5 +118,9 @@ class Loop:
                     self._long = 0
             if deposed:
                 threading.Thread(target=self._deputise, args=(period, each), daemon=True).start()
-                self._lead(period, each)
+                try:
+                    self._lead(period, each)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)  # a process without its loop is worse than none
                 return

@@ -5,6 +5,7 @@ keep in each open file (f_sb_err): the position of each description that was ope
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import threading
@@ -15,7 +16,7 @@ from overt.guard import descriptions, places
 from overt.guard.descriptions import Held
 from overt.guard.places import Place
 from overt.guard.store import Entry, Keeper
-from overt.guard.table import Mounted, Table
+from overt.guard.table import Mounted, Table, Walk
 from overt.ledger import Account, Description, UpperError
 from overt.upper import Upper, Uppers
 
@@ -38,12 +39,15 @@ class Overlay:
         self.held = Held()
         self.lock = threading.Lock()
         self.door = threading.Lock()
+        self._closed = False
         self._keeper = keeper
         self._place: Place | None = None
 
     def open(self, uppers: Uppers, pids: list[int]) -> None:
         """Open an account: errors count from now. Does nothing if there is one. OSError if the upper is not found."""
         with self.door:
+            if self._closed:
+                raise ProcessLookupError(errno.ESRCH, "its last container has ended")
             if self.account is None:
                 self._attach(uppers, places.find(self.mounted, pids))
                 self.save()
@@ -80,6 +84,7 @@ class Overlay:
     def close(self) -> None:
         """Let go of the upper, and of everybody who is yet to be told."""
         with self.door, self.lock:
+            self._closed = True
             account, self.account = self.account, None
             if account is None or self.upper is None or self._place is None:
                 return
@@ -121,13 +126,13 @@ class Overlay:
         with self.lock:
             account = self.account
             if account is None:  # its last container has ended
-                send(0 if failure is None else failure.errno or 5)
+                send(0 if failure is None else failure.errno or errno.EIO)
                 return
             at, held = self._find(tid, fd)
             description = self.held.entries[at][1] if held else account.open()
             before = (account.cursor, account.told, description.since)
             code = account.syncfs(description)
-            sent = send(code or (failure.errno or 5 if failure else 0))
+            sent = send(code or (failure.errno or errno.EIO if failure else 0))
             if not code:
                 return
             if not sent:
@@ -176,9 +181,9 @@ def let_go_of_closed_ones(overlays: dict[int, Overlay], table: Table, skip: set[
 
 
 def _descriptors(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> Iterator[tuple[Overlay, int, int]]:
-    nowhere: dict[int, int] = {}
+    walk = Walk()
     for tid, fd, place in descriptions.walk(skip):
         with contextlib.suppress(OSError):
-            overlay = overlays.get(table.device_of(place, tid, nowhere))
+            overlay = overlays.get(table.device_of(place, tid, walk))
             if overlay is not None:
                 yield overlay, tid, fd

@@ -55,6 +55,22 @@ def read(pid: int) -> dict[int, Mounted]:
     return found
 
 
+class Walk:
+    """What is remembered while the descriptors of many processes are asked about, one process after another."""
+
+    def __init__(self) -> None:
+        self.nowhere: dict[int, int] = {}
+        """st_dev of files on mounts that nobody sees, by the mount's id"""
+        self._tid = 0
+        self._mounts: dict[int, Mounted] = {}
+
+    def mounts(self, tid: int) -> dict[int, Mounted]:
+        """What thread `tid` sees, read once. OSError if it is gone."""
+        if self._tid != tid:
+            self._mounts, self._tid = read(tid), tid
+        return self._mounts
+
+
 class Table:
     """Mounts that were asked about. Any thread may use it."""
 
@@ -71,35 +87,41 @@ class Table:
         known = self._known.get(where.mount)
         if known is not None:
             return known
-        number = files.whereabouts(place, files.STATX_MNT_ID).mount
         for pid in pids:
             try:
-                found = read(pid).get(number)
+                mounts = read(pid)
             except OSError:  # it has ended
                 continue
-            # A number in mountinfo is given away again: was it this mount's all the time?
-            if found and files.whereabouts(place).mount == where.mount:
-                if len(self._known) >= _MOST:
-                    self._known.clear()
-                self._known[where.mount] = found
-                return found
+            if self._learn(where.mount, place, mounts):
+                return self._known[where.mount]
         return where.device
 
-    def device_of(self, place: bytes, tid: int, nowhere: dict[int, int] | None = None) -> int:
-        """The superblock's number, or st_dev where thread `tid` does not see the mount.
+    def _learn(self, mount: int, place: bytes, mounts: dict[int, Mounted]) -> bool:
+        """Remember which of `mounts` the mount with this id is; False if it is none of them."""
+        found = mounts.get(files.whereabouts(place, files.STATX_MNT_ID).mount)
+        # A number in mountinfo is given away again: was it this mount's all the time?
+        if found is None or files.whereabouts(place).mount != mount:
+            return False
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        self._known[mount] = found
+        return True
 
-        `nowhere` is for many calls in a row: what was not found is not looked for again.
-        """
-        if nowhere is not None:
-            device = nowhere.get(files.whereabouts(place).mount)
-            if device is not None:
-                return device
-        mounted = self.mount_of(place, (tid,))
-        if isinstance(mounted, Mounted):
-            return mounted.device
-        if nowhere is not None:
-            nowhere[files.whereabouts(place).mount] = mounted
-        return mounted
+    def device_of(self, place: bytes, tid: int, walk: "Walk | None" = None) -> int:
+        """The superblock's number, or st_dev where thread `tid` does not see the mount. `walk`: for many questions."""
+        if walk is None:
+            mounted = self.mount_of(place, (tid,))
+            return mounted if isinstance(mounted, int) else mounted.device
+        where = files.whereabouts(place)
+        known = self._known.get(where.mount)
+        if known is not None:
+            return known.device
+        if where.mount not in walk.nowhere:
+            if not self._learn(where.mount, place, walk.mounts(tid)):
+                walk.nowhere[where.mount] = where.device
+                return where.device
+            return self._known[where.mount].device
+        return walk.nowhere[where.mount]
 
     def is_on(self, device: int, tid: int, place: bytes) -> bool:
         """Whether the descriptor is of this superblock, as thread `tid` sees it."""
