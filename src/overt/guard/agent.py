@@ -214,8 +214,7 @@ class Agent:
             elif not self.loop.may_take_long():  # one flush will do for all who call now
                 self._flush(each, guarded, slot, call)
             else:
-                with self.loop.long():
-                    self._flush(each, guarded, slot, call, here=True)
+                self.loop.long(lambda: self._flush(each, guarded, slot, call, here=True))
         except Exception:
             self._crash(guarded, slot, call)
 

@@ -13,8 +13,7 @@ import select
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 _TICK = 0.002
 """seconds between two looks of the deputy's"""
@@ -86,9 +85,8 @@ class Loop:
                 each()
         self._ended.set()
 
-    @contextmanager
-    def long(self) -> Iterator[None]:
-        """What the leader does inside may take any time."""
+    def long(self, act: Callable[[], None]) -> None:
+        """Call `act`, which may take any time; for the leader."""
         self._last = time.monotonic()
         if self._asleep:
             self._work.set()
@@ -96,7 +94,7 @@ class Loop:
             self._count += 1
             self._long = self._count
         try:
-            yield
+            act()
         finally:
             with self._turn:
                 self._long = 0
