@@ -1,21 +1,16 @@
 """What the guard costs who calls syncfs(2), and who does not."""
 
-import itertools
-import time
-
 import pytest
 
 from .ground import Container, Ground
 
 pytestmark = pytest.mark.root
 
-ROUNDS = 5
-"""at least"""
-SECONDS = 20.0
-"""at most, if the machine is busy"""
-CALLS = 50
-MOST = 60.0
-"""microseconds above native, of a syncfs(2) with nothing to flush"""
+ROUNDS = 12
+CALLS = 100
+MOST = 150.0
+"""microseconds above native, of a syncfs(2) with nothing to flush. What it takes is mostly waking up: 36 where processors
+are awake, 80 on a virtual machine that sleeps between two calls; more than this means that something got lost."""
 
 
 def measure(container: Container, call: str, fd: int) -> float:
@@ -29,12 +24,7 @@ def test_a_clean_syncfs_costs_little_more_and_other_calls_nothing(bare: Ground) 
     bare.start_guard()
     guarded = bare.container()
     best: dict[tuple[str, str], float] = {}
-    deadline = time.monotonic() + SECONDS
-    for done in itertools.count():
-        enough = done >= ROUNDS and best["guarded", "syncfs"] - best["native", "syncfs"] <= MOST
-        if enough or time.monotonic() > deadline:
-            break
-        time.sleep(0.01 * done)
+    for _ in range(ROUNDS):
         for name, container in (("native", native), ("guarded", guarded)):
             directory, file = container.open(), container.ask("write", "/file", "00", 1)
             for call, fd in (("syncfs", directory), ("fsync", file), ("write", file)):
