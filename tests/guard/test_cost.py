@@ -9,8 +9,8 @@ pytestmark = pytest.mark.root
 ROUNDS = 12
 CALLS = 100
 MOST = 150.0
-"""microseconds above native, of a syncfs(2) with nothing to flush. What it takes is mostly waking up: 36 where processors
-are awake, 80 on a virtual machine that sleeps between two calls; more than this means that something got lost."""
+"""microseconds above native, of a syncfs(2) with nothing to flush. Most of it is waking up: 36 where processors are
+awake, 80 on a virtual machine that sleeps between two calls. More than this means that something got lost."""
 
 
 def measure(container: Container, call: str, fd: int) -> float:
