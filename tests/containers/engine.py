@@ -49,6 +49,8 @@ _STORAGE = """\
 driver = "overlay"
 graphroot = "{base}/storage"
 runroot = "/run/containers/storage"
+"""
+_MOUNT_PROGRAM = """\
 [storage.options.overlay]
 mount_program = "{base}/bin/fuse-overlayfs"
 """
@@ -135,9 +137,11 @@ class Engine:
 
 
 @contextmanager
-def engine(base: Path, *, shared: bool) -> Iterator[Engine]:
-    """An engine with the image `tiny`. `shared`: one server for all its mounts, where overt.service has it."""
-    _write(base, sys.executable)
+def engine(base: Path, *, shared: bool, on_kernel: bool = False) -> Iterator[Engine]:
+    """An engine with the image `tiny`. `shared`: one server for all its mounts, where overt.service has it.
+    `on_kernel`: the kernel mounts its overlays, and not overt.
+    """
+    _write(base, sys.executable, on_kernel=on_kernel)
     server = None
     with _held(_HOLD) as holder:
         made = Engine(base, holder, shared=shared)
@@ -188,10 +192,10 @@ def why_not_rootless() -> str | None:
     return None
 
 
-def _write(base: Path, python: str) -> None:
+def _write(base: Path, python: str, *, on_kernel: bool = False) -> None:
     write_programs(base / "bin", python)
     write_image(base / "tiny.tar")
-    (base / "storage.conf").write_text(_STORAGE.format(base=base))
+    (base / "storage.conf").write_text((_STORAGE + ("" if on_kernel else _MOUNT_PROGRAM)).format(base=base))
     (base / "containers.conf").write_text(_CONTAINERS)
 
 

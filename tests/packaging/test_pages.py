@@ -11,6 +11,7 @@ import click
 import pytest
 
 from overt.cli import main as cli
+from overt.guard import supervisor
 from overt.overlay import options
 from overt.overlay.fuse_overlayfs import OWN
 from overt.overlay.view import FLAGS, VALUES
@@ -40,7 +41,9 @@ def section(heading: str) -> str:
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_every_command_and_option_is_in_the_manual(name: str, command: click.Command) -> None:
     text = section(f"overt {name}")
-    for parameter in command.params:
+    nested = list(command.commands.items()) if isinstance(command, click.Group) else []
+    assert [word for word, _ in nested if not re.search(rf"\b{word}\b", text)] == []
+    for parameter in [*command.params, *(parameter for _, each in nested for parameter in each.params)]:
         for word in parameter.opts if isinstance(parameter, click.Option) else [parameter.metavar or ""]:
             if word not in ("-h", "--help"):
                 assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text), f"{name} {word}"
@@ -88,3 +91,10 @@ def test_the_unit_grants_the_capabilities_that_the_server_keeps() -> None:
     (granted,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
     assert {word.removeprefix("CAP_").lower() for word in granted.split()} == CAPABILITIES | {"setpcap"}
     assert "ExecStart=/usr/bin/overt serve --foreground --socket /run/overt/serve.sock" in unit
+
+
+def test_the_guards_unit_grants_the_capabilities_that_the_guard_keeps() -> None:
+    unit = (ROOT / "systemd/overt-guard.service").read_text()
+    (granted,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    assert {word.removeprefix("CAP_").lower() for word in granted.split()} == supervisor.CAPABILITIES | {"setpcap"}
+    assert "ExecStart=/usr/bin/overt guard run --foreground --socket /run/overt/guard.sock" in unit

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from overt.events import Events
 from overt.server.engine import Engine, _Turn
-from overt.server.events import Events
 
 
 class Served:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from overt.events import Events
 from overt.overlay.options import parse
-from overt.server.events import Events
 from overt.server.handlers import TABLE
 from overt.server.mount import Mount
 from overt.server.pool import Pool

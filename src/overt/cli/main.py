@@ -25,6 +25,7 @@ COMMANDS = {
     "mount": "Mount an overlay.",
     "serve": "Serve many overlays from one process, behind a unix socket.",
     "umount": "Unmount an overlay and say whether anything was lost.",
+    "guard": "Answer syncfs for stock containers on kernel overlayfs.",
     "status": "Show mounts, uppers and the errors they recorded.",
     "demo": "Fail a disk under a thousand overlays and count who is told.",
     "prove": "Check which design tells whom, over every history.",

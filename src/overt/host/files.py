@@ -1,11 +1,12 @@
 """Files and directories relative to directory descriptors."""
 
 import ctypes
+import errno
 import os
 import struct
 from typing import NamedTuple
 
-from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, check, libc, syscall
+from overt.host.libc import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, check, libc, syscall
 
 # openat2(2)
 RESOLVE_NO_XDEV = 0x01
@@ -29,6 +30,11 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FICLONE = 0x40049409
 BLKFLSBUF = 0x1261
 FS_IOC_GETFSUUID = 0x80111500
+
+# statx(2)
+AT_STATX_DONT_SYNC = 0x4000
+STATX_MNT_ID = 0x1000
+STATX_MNT_ID_UNIQUE = 0x4000
 
 _OPEN_HOW = struct.Struct("=QQQ")
 _TIMESPECS = struct.Struct("=qqqq")
@@ -57,6 +63,32 @@ def statx(dir_fd: int, path: bytes, flags: int, mask: int) -> bytes:
     room = ctypes.create_string_buffer(256)
     check(libc.statx(dir_fd, path, flags, mask, room), path)
     return room.raw
+
+
+_STATX_MNT_ID = struct.Struct("=I132x II Q")
+"""stx_mask, stx_dev_major, stx_dev_minor, stx_mnt_id"""
+
+
+class Whereabouts(NamedTuple):
+    """Which mount a file was opened through."""
+
+    mount: int
+    """an id that no other mount has had or will have (Linux 6.8)"""
+    device: int
+    """st_dev"""
+
+
+def whereabouts(path: bytes, mask: int = STATX_MNT_ID_UNIQUE) -> Whereabouts:
+    """Which mount `path` is on, symlinks followed; no filesystem server is asked (AT_STATX_DONT_SYNC).
+
+    `mask` may be STATX_MNT_ID, for the id that mountinfo and fdinfo show, and which others have had. OSError: EINVAL
+    where the kernel has no such ids.
+    """
+    raw = statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, mask)
+    granted, major, minor, mount = _STATX_MNT_ID.unpack_from(raw)
+    if not granted & mask:
+        raise OSError(errno.EINVAL, "this kernel does not tell mounts apart (statx, Linux 6.8)")
+    return Whereabouts(mount, os.makedev(major, minor))
 
 
 def utimensat(

@@ -8,6 +8,9 @@ from overt.host.libc import check, libc, syscall
 
 PIDFD_THREAD = os.O_EXCL
 
+KCMP_FILE = 0
+KCMP_FILES = 2
+
 CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
@@ -95,6 +98,16 @@ def open_thread(tid: int) -> int:
 def borrow_fd(pidfd: int, fd: int) -> int:
     """A duplicate of descriptor `fd` of the process behind `pidfd` (pidfd_getfd(2), ptrace permission needed)."""
     return syscall("pidfd_getfd", pidfd, fd, 0)
+
+
+def compare(one: int, other: int, kind: int, first: int = 0, second: int = 0) -> int:
+    """How the kernel orders something of thread `one` and of thread `other`: 0 if it is the same thing, 1 if the first
+    is less, 2 if it is greater (kcmp(2)). The order lasts while both exist, and says nothing else.
+
+    KCMP_FILE: the open file descriptions behind their descriptors `first` and `second`; KCMP_FILES: their descriptor
+    tables. OSError: EBADF, ESRCH.
+    """
+    return syscall("kcmp", one, other, kind, first, second)
 
 
 def die_with_parent(signal: int) -> None:

@@ -31,11 +31,11 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from overt.events import Events
 from overt.host.memory import give_back
 from overt.host.timer import Timer
 from overt.server import identity
 from overt.server.data import tidy
-from overt.server.events import Events
 from overt.server.mount import MAX_WRITE, Mount
 from overt.server.pool import Pool
 from overt.tree.layer import DescriptorCache

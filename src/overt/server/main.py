@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from overt.events import Events
 from overt.host import process
 from overt.server import registry
 from overt.server.control import Control
-from overt.server.events import Events
 from overt.server.identity import become_myself
 from overt.server.layers import Refusal
 from overt.server.service import Service

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from overt.events import Events
 from overt.fuse import notify
 from overt.fuse.attr import attr_of, validity
 from overt.fuse.request import Refused, Request
@@ -17,7 +18,6 @@ from overt.overlay.options import Options
 from overt.overlay.view import ACLS
 from overt.server import identity
 from overt.server.caller import is_dying
-from overt.server.events import Events
 from overt.server.pool import Pool, Work
 from overt.tree.node import Node
 from overt.tree.tree import Later, Tree

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from overt.events import Events
 from overt.host import mounts, process
 from overt.host.files import syncfs
 from overt.ledger import UpperError
@@ -17,7 +18,6 @@ from overt.overlay.options import OptionError, Options
 from overt.server import data, registry
 from overt.server.connect import connect
 from overt.server.engine import Engine
-from overt.server.events import Events
 from overt.server.handlers import TABLE
 from overt.server.indexing import open_index
 from overt.server.layers import (

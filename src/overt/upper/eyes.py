@@ -63,11 +63,26 @@ class Renewal(NamedTuple):
 NONE = Renewal(None, False)
 
 
+class Carried(NamedTuple):
+    """Eyes as one process leaves them to the next. The descriptors are the receiver's; -1: there is none."""
+
+    cursor: int
+    plain: int
+    probe: int
+    accepted: bool
+    known: bool
+
+
 class Eyes:
     """The descriptors with which one upper is flushed and watched."""
 
-    def __init__(self, s_dev: int, directory_fd: int, scratch_fd: int, trace: Trace | None) -> None:
+    def __init__(
+        self, s_dev: int, directory_fd: int, scratch_fd: int, trace: Trace | None, carried: Carried | None = None
+    ) -> None:
         """Open them: `directory_fd` on the upper, `scratch_fd` a private directory there. OSError as open(2) raises.
+
+        `carried`: go on with what another process has left. Nothing is looked at: what happened in between is seen by
+        the next `look`.
 
         `standing` is then the error that stood unseen on the upper already, if one did. Where kernel overlayfs does not
         accept the upper, `refused` is its explanation.
@@ -78,6 +93,9 @@ class Eyes:
         self._accepted = True  # whether kernel overlayfs accepts the upper
         self._cursor = self._plain = self._probe = -1
         self._watch = trace.watch(s_dev) if trace else None
+        if carried:
+            self._cursor, self._plain, self._probe, self._accepted, self._known = carried
+            return
         try:
             self._cursor = _open_apart(directory_fd)
             self._first_look(scratch_fd)
@@ -178,6 +196,11 @@ class Eyes:
         else:
             self._accepted = False
             self.forgo_flush()
+
+    def carry(self) -> Carried:
+        """Duplicates of the descriptors, and the state."""
+        first, second, third = (os.dup(fd) if fd >= 0 else -1 for fd in (self._cursor, self._plain, self._probe))
+        return Carried(first, second, third, self._accepted, self._known)
 
     def read_only(self) -> bool:
         """Whether the upper is read-only, which makes syncfs return 0 without doing anything (sync_filesystem)."""

@@ -45,6 +45,26 @@ class Flusher:
                 self._thread.start()
             self._changed.notify()
 
+    def ask_here(self, done: Done) -> bool:
+        """Flush on the calling thread and call `done` there; False, and nothing is done, if others are at it.
+
+        It spares two changes of threads; who cannot wait for a disk has to `ask`.
+        """
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the flusher was closed")
+            if self._busy or self._waiting:
+                return False
+            self._busy = True
+        self._serve([done])
+        with self._changed:
+            self._busy = False
+            self._changed.notify()  # who came meanwhile
+            ended = self._after if self._closed and self._thread is None else None
+        if ended:
+            ended()
+        return True
+
     def close(self, after: Callable[[], None]) -> None:
         """Serve who is waiting, end the thread, and call `after`: on the thread if it is busy, here otherwise.
 
@@ -65,21 +85,26 @@ class Flusher:
         process.set_filesystem_ids(os.geteuid(), os.getegid())
         while True:
             with self._changed:
-                self._busy = False
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: not self._busy and (self._waiting or self._closed))
                 waiting, self._waiting = self._waiting, []
                 self._busy = bool(waiting)
             if not waiting:
                 break
-            try:
-                failure = self._flush()
-            except Exception as error:
-                _log.exception("%s: a flush ended in a way it must not", self._name)
-                failure = OSError(errno.EIO, str(error))
-            for done in waiting:
-                try:
-                    done(failure)
-                except Exception:  # the others are to be answered all the same
-                    _log.exception("%s: could not hand over an answer", self._name)
+            self._serve(waiting)
+            with self._changed:
+                self._busy = False
         if self._after:
             self._after()
+
+    def _serve(self, waiting: list[Done]) -> None:
+        """Flush, and tell who waits for it."""
+        try:
+            failure = self._flush()
+        except Exception as error:
+            _log.exception("%s: a flush ended in a way it must not", self._name)
+            failure = OSError(errno.EIO, str(error))
+        for done in waiting:
+            try:
+                done(failure)
+            except Exception:  # the others are to be answered all the same
+                _log.exception("%s: could not hand over an answer", self._name)

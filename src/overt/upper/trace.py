@@ -18,6 +18,7 @@ import itertools
 import os
 import re
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from overt.host import mounts
@@ -84,6 +85,7 @@ class Trace:
             os.close(mount_fd)
         self.lock = threading.Lock()
         self._watches: list[Watch] = []
+        self._expected: dict[int, Watch] = {}
         self._pipe = -1
         self._closing = False
         try:
@@ -100,11 +102,20 @@ class Trace:
 
     def watch(self, s_dev: int) -> Watch:
         """Collect the events of the superblock with device number `s_dev` (as os.makedev builds it) from now on."""
-        watch = Watch(self, s_dev)
         with self.lock:
-            self._watches.append(watch)
-            self._filter()
+            watch = self._expected.pop(s_dev, None)
+            if watch is None:
+                watch = Watch(self, s_dev)
+                self._watches.append(watch)
+                self._filter()
         return watch
+
+    def expect(self, devices: Iterable[int]) -> None:
+        """Collect for superblocks that are going to be watched, all at once: none is left out while others come."""
+        with self.lock:
+            self._expected = {s_dev: Watch(self, s_dev) for s_dev in devices}
+            self._watches += self._expected.values()
+            self._filter()
 
     def forget(self, watch: Watch) -> None:
         """Collect nothing for `watch` any more; with the last one, after `close`, remove the instance."""

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from overt.ledger import Account, Ledger, UpperError
-from overt.upper.eyes import Eyes, Sighting, has_a_name, superblock
+from overt.upper.eyes import Carried, Eyes, Sighting, has_a_name, superblock
 from overt.upper.flusher import Done, Flusher
 from overt.upper.health import Health
 from overt.upper.trace import MOST_INODES, Trace
@@ -140,6 +140,12 @@ class Upper:
         assert self._flusher, "flush of an upper without overlays"
         self._flusher.ask(done)
 
+    def flush_here(self, done: Done) -> None:
+        """The same, but on the calling thread if nobody else is flushing: for one who may wait for a disk."""
+        assert self._flusher, "flush of an upper without overlays"
+        if not self._flusher.ask_here(done):
+            self._flusher.ask(done)
+
     def check(self) -> None:
         """Enter errors that the upper has recorded since the last look into the ledger. Neither flushes nor waits."""
         with self._lock:
@@ -147,6 +153,14 @@ class Upper:
             self._see(self._eyes)
         if self._news:
             self._announce()
+
+    def carry(self) -> Carried | None:
+        """What another process needs to go on where this one ends (`Uppers.carried`); None without overlays.
+
+        The descriptors are duplicates, the caller's to close.
+        """
+        with self._lock:
+            return self._eyes.carry() if self._eyes else None
 
     def failed(self, since: int) -> set[int] | None:
         """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known."""
@@ -158,7 +172,9 @@ class Upper:
     def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
             return self._eyes
-        eyes = Eyes(self.s_dev, *doors, self._uppers.trace)
+        eyes = Eyes(self.s_dev, *doors, self._uppers.trace, self._uppers.carried.pop(self.s_dev, None))
+        if self.ledger.errors:  # another process's
+            self._health.doubt()
         with self._uppers.lock:
             self._uppers.known[self.s_dev] = self
         self._born_read_only = eyes.read_only()
@@ -262,18 +278,21 @@ class Upper:
 class Uppers:
     """The uppers of one process, by superblock."""
 
-    def __init__(self, on_error: OnError | None = None, *, trace: bool = True) -> None:
+    def __init__(self, on_error: OnError | None = None, *, trace: "bool | Trace" = True) -> None:
         """`on_error` is called once for each error recorded, and once more (`taken` set) for one that was taken later.
 
-        It runs on whichever thread saw the error. With `trace` False the tracepoint is left alone.
+        It runs on whichever thread saw the error. With `trace` False the tracepoint is left alone; a Trace is one that
+        was made already.
         """
         self.on_error = on_error
         self.known: dict[int, Upper] = {}
         self.lock = threading.Lock()
         self.untraced: OSError | None = None
         """why there is no tracepoint"""
-        self._wanted = trace
-        self._trace: Trace | None = None
+        self.carried: dict[int, Carried] = {}
+        """what another process left, by superblock: used when the first overlay there is attached"""
+        self._wanted = trace is True
+        self._trace = trace if isinstance(trace, Trace) else None
 
     @property
     def trace(self) -> Trace | None:

@@ -1,0 +1,376 @@
+"""The worker: takes containers' syncfs(2) calls and answers them.
+
+    listener ── receive ── which overlay? ─┬─ none, or the kernel is right: the call continues
+                                           └─ flush its upper (overt.upper) ── judge (guard/overlay.py) ── answer
+
+The loop looks and never waits: not for a FUSE server that a container may run, not for a process, and for a disk only
+where another thread takes over after a moment (guard/loop.py). When several call at once, the upper's flusher flushes
+for all of them. So a disk that hangs keeps only its own containers.
+
+Whatever is looked up by a thread id is believed only if the notification is still valid afterwards
+(SECCOMP_IOCTL_NOTIF_ID_VALID): the thread was then blocked in this call all the while, and the id not another's.
+
+An error in here is EIO for the caller and an event. It is never success.
+"""
+
+import errno
+import json
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from overt.events import Events
+from overt.guard import container, descriptions, listener, overlay, resume, status, table
+from overt.guard.container import Container
+from overt.guard.loop import Loop
+from overt.guard.overlay import Overlay
+from overt.guard.slots import Notification, Slots
+from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
+from overt.guard.table import Mounted
+from overt.ledger import UpperError
+from overt.upper import Upper, Uppers
+from overt.upper.trace import Trace
+from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
+
+_MOST_WAITING = 4096
+"""calls of one listener at a time; the others wait in the kernel"""
+_WALK = 5.0
+"""seconds between two looks whether descriptions that are held are still open"""
+
+
+class Agent:
+    """See above. `supervisor` is one end of the pair over which containers come and the store is kept."""
+
+    def __init__(
+        self, supervisor: socket.socket, status: socket.socket, slots: Slots, trace: Trace | None, events: Events,
+        generation: int,
+    ) -> None:  # fmt: skip
+        self.supervisor = supervisor
+        self.status_socket = status
+        self.slots = slots
+        self.trace = trace
+        self.events = events
+        self.generation = generation
+        self.keeper = Keeper(supervisor)
+        self.uppers = Uppers(self._error, trace=trace or False)
+        self.table = table.Table()
+        self.containers: dict[int, Container] = {}
+        self.overlays: dict[int, Overlay] = {}
+        self.doubtful = 0
+        self.answered = 0
+        self._lock = threading.Lock()
+        self.loop = Loop()
+        self._skip = {os.getpid(), os.getppid()}
+        self._orphan = False
+        self._walker: threading.Thread | None = None
+
+    # From its beginning to its end
+
+    def run(self, entries: dict[str, Entry]) -> None:
+        """Serve until `stop`, or until the supervisor is gone and the last container has ended.
+
+        `entries`: what the worker before this one has left.
+        """
+        resume.restore(self, entries)
+        self.loop.watch(self.supervisor.fileno(), self._from_supervisor)
+        self.loop.watch(self.status_socket.fileno(), self._show)
+        self.loop.run(_WALK, self._walk)
+        for each in list(self.overlays.values()):
+            each.close()  # and with the last on an upper, its eyes; the tracepoint is the supervisor's
+
+    def stop(self) -> None:
+        """End `run`; for signal handlers."""
+        self.loop.stop()
+
+    # Containers come and go
+
+    def _from_supervisor(self, what: int) -> None:
+        data, fds, _, _ = socket.recv_fds(self.supervisor, MESSAGE, MOST_FDS)
+        if data:
+            head, _, state = data.partition(b"\n")
+            self.add(int(head), state, fds)
+            return
+        self.loop.forget(self.supervisor.fileno())
+        self.events.say("supervisor gone", why="this worker ends with the last container it has")
+        self._orphan = True
+        if not self.containers:
+            self.loop.stop()
+
+    def add(self, number: int, data: bytes, fds: list[int]) -> None:
+        """Take a container's listener; close what else came with it."""
+        state = None
+        try:
+            state = container.parse(data)
+            if state.listener >= len(fds) or not container.is_listener(fds[state.listener]):
+                raise ValueError("the descriptor that came with it is no seccomp listener")
+            fd = os.dup(fds[state.listener])
+        except ValueError as error:
+            self.events.say("container refused", why=str(error))
+            self.keeper.drop(f"listener/{number}")
+            return
+        finally:
+            for each in fds:
+                os.close(each)
+        with suppress(OSError):  # Linux before 6.6: slower, and as good
+            listener.set_flags(fd, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
+        guarded = self.containers[number] = Container(number, state, fd)
+        self.events.say("guarding", container=state.id, pid=state.pid, bundle=state.bundle)
+        self.loop.watch(fd, lambda what: self._ready(guarded, what))
+        self._apart(self._look_around, guarded)
+
+    def _look_around(self, guarded: Container) -> None:
+        """Open accounts for the overlays that a new container sees: errors count from its start."""
+        try:
+            mounts = table.read(guarded.state.pid).values()
+        except OSError:  # it has ended already
+            return
+        for mounted in {each.device: each for each in mounts if each.lies}.values():
+            try:
+                each = self._use(guarded, mounted)
+                each.open(self.uppers, [guarded.state.pid])
+                self._keep_upper(each.upper)
+            except ProcessLookupError:  # it has ended meanwhile
+                return
+            except OSError as error:
+                self.events.say(
+                    "not guarded", container=guarded.state.id, overlay=os.fsdecode(mounted.upperdir), why=str(error)
+                )
+
+    def _use(self, guarded: Container, mounted: Mounted) -> Overlay:
+        """The overlay, noted as used by a container. OSError if that has ended."""
+        with self._lock:
+            if guarded.closed:
+                raise ProcessLookupError(errno.ESRCH, "the container has ended")
+            each = self.overlays.get(mounted.device)
+            if each is None:
+                each = self.overlays[mounted.device] = Overlay(mounted, self.keeper)
+            each.users.add(guarded.number)
+            guarded.devices.add(mounted.device)
+            return each
+
+    def _gone(self, guarded: Container) -> None:
+        """The last task with this filter has ended."""
+        self.loop.forget(guarded.fd)
+        os.close(guarded.fd)
+        del self.containers[guarded.number]
+        self.keeper.drop(f"listener/{guarded.number}")
+        unused = []
+        with self._lock:
+            guarded.closed = True
+            for device in guarded.devices:
+                each = self.overlays.get(device)
+                if each is not None:
+                    each.users.discard(guarded.number)
+                    if not each.users:
+                        unused.append(self.overlays.pop(device))
+        self.events.say("ended", container=guarded.state.id, calls=guarded.calls)
+        for each in unused:
+            self._apart(self._let_go, each)
+        if self._orphan and not self.containers:
+            self.loop.stop()
+
+    def _let_go(self, each: Overlay) -> None:
+        upper = each.upper
+        each.close()
+        if upper is not None and not upper.ledger.accounts:
+            self.keeper.drop(f"upper/{upper.s_dev}")
+
+    # A call
+
+    def _ready(self, guarded: Container, what: int) -> None:
+        if not what & select.EPOLLIN:
+            self._gone(guarded)
+            return
+        slot = self.slots.take(guarded.number) if guarded.waiting < _MOST_WAITING else -1
+        if slot < 0:
+            guarded.paused = True
+            self.loop.pause(guarded.fd)
+            return
+        try:
+            listener.receive(guarded.fd, self.slots.address(slot))
+        except OSError as error:
+            self.slots.free(slot)
+            if error.errno not in (errno.ENOENT, errno.EINTR):
+                raise
+            return  # the caller was killed, or a signal came, before we were
+        with self._lock:
+            guarded.waiting += 1
+        guarded.calls += 1
+        self.begin(guarded, slot, self.slots.read(slot))
+
+    def begin(self, guarded: Container, slot: int, call: Notification) -> None:
+        try:
+            each = self._overlay_of(guarded, call)
+            if not listener.is_valid(guarded.fd, call.id):
+                self.done(guarded, slot)
+            elif each is None:
+                self._continue(guarded, slot, call)
+            elif each.account is None:
+                self._apart(self._open_first, each, guarded, slot, call)
+            elif not self.loop.may_take_long():  # one flush will do for all who call now
+                self._flush(each, guarded, slot, call)
+            else:
+                self.loop.long(lambda: self._flush(each, guarded, slot, call, here=True))
+        except Exception:
+            self._crash(guarded, slot, call)
+
+    def _overlay_of(self, guarded: Container, call: Notification) -> Overlay | None:
+        """The overlay that a call is about; None: the kernel's answer is right. OSError if that cannot be found out."""
+        if (call.arch, call.number) not in SYNCFS:
+            return None
+        if not call.tid:
+            raise OSError(errno.ESRCH, "the caller is in another pid namespace")
+        place = b"/proc/%d/fd/%d" % (call.tid, call.argument)
+        try:
+            if descriptions.is_path(place):
+                return None
+            mounted = self.table.mount_of(place, (call.tid, guarded.state.pid))
+        except FileNotFoundError:  # EBADF
+            return None
+        if isinstance(mounted, int):
+            return self.overlays.get(mounted)
+        if not mounted.lies:
+            return None
+        if mounted.device in guarded.devices:
+            found = self.overlays.get(mounted.device)
+            if found is not None:
+                return found
+        return self._use(guarded, mounted)
+
+    def _open_first(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
+        """The call is the first that we hear of this overlay: it was mounted later, or is not opened yet."""
+        try:
+            each.open(self.uppers, [call.tid, guarded.state.pid])
+            self._keep_upper(each.upper)
+            self._flush(each, guarded, slot, call)
+        except OSError as error:
+            self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=str(error))
+            self.reply(guarded, slot, call, errno.EIO)
+            self.done(guarded, slot)
+        except Exception:
+            self._crash(guarded, slot, call)
+
+    def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
+        upper = each.upper
+        assert upper is not None
+
+        def send(code: int) -> bool:
+            sent = self.reply(guarded, slot, call, code)
+            if code and sent:
+                self.events.say("told", container=guarded.state.id, overlay=each.name, error=code)
+            return sent
+
+        def flushed(failure: OSError | None) -> None:
+            try:
+                if each.account is not None and each.account.owed() is not None:
+                    self._settle(upper)
+                each.judge(call.tid, call.argument, failure, send)
+            except Exception:
+                self._crash(guarded, slot, call)
+            else:
+                self.done(guarded, slot)  # not before what was told is on record
+
+        (upper.flush_here if here else upper.flush)(flushed)
+
+    def _settle(self, upper: Upper) -> None:
+        """An error has become known: before the first is told, see who is open. On the upper's flusher."""
+        with self._lock:
+            owed = {
+                each.device: each for each in self.overlays.values()
+                if each.upper is upper and each.account is not None and each.account.owed() is not None
+            }  # fmt: skip
+        overlay.hold_open_ones(owed, self.table, self._skip)
+
+    def reply(self, guarded: Container, slot: int, call: Notification, code: int) -> bool:
+        """Have the call return 0, or fail with `code`; False if nobody waits any more."""
+        if code:
+            self.slots.telling(slot, code)
+        try:
+            listener.answer(guarded.fd, call.id, code)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBADF):
+                raise
+            return False
+        self.answered += 1
+        return True
+
+    def _continue(self, guarded: Container, slot: int, call: Notification) -> None:
+        with suppress(FileNotFoundError):  # the caller does not wait any more
+            listener.let_continue(guarded.fd, call.id)
+        self.done(guarded, slot)
+
+    def _crash(self, guarded: Container, slot: int, call: Notification) -> None:
+        self.events.crash(f"syncfs of {guarded.state.id}")
+        self.reply(guarded, slot, call, errno.EIO)
+        self.done(guarded, slot)
+
+    def done(self, guarded: Container, slot: int) -> None:
+        """The call was answered, or nobody waits for it any more."""
+        self.slots.free(slot)
+        with self._lock:
+            guarded.waiting -= 1
+            if guarded.paused and not guarded.closed:
+                guarded.paused = False
+                self.loop.pause(guarded.fd, paused=False)
+
+    # What happens beside the calls
+
+    def _error(self, error: UpperError, upper: Upper) -> None:
+        """An upper has recorded an error. On any thread."""
+        device = f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}"
+        names = [account.name for account in upper.ledger.accounts]
+        self.events.say(
+            "upper error", upper=device, number=error.number, error=error.errno, source=error.source,
+            taken=error.taken, overlays=len(names),
+        )  # fmt: skip
+        self._keep_upper(upper)
+
+    def _keep_upper(self, upper: Upper | None) -> None:
+        """Have the supervisor keep an upper's eyes and errors: before anybody is told of the newest."""
+        carried = upper.carry() if upper is not None else None
+        if upper is None or carried is None:
+            return
+        eyes = carried[:3]
+        try:
+            value = {
+                "fds": [fd >= 0 for fd in eyes], "accepted": carried.accepted, "known": carried.known,
+                "errors": upper.ledger.errors,
+            }  # fmt: skip
+            self.keeper.put(f"upper/{upper.s_dev}", value, [fd for fd in eyes if fd >= 0])
+        finally:
+            for fd in eyes:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _walk(self) -> None:
+        """Let go of descriptions that nobody has any more; on a thread of its own."""
+        held = {each.device: each for each in list(self.overlays.values()) if each.held.entries}
+        if held and (self._walker is None or not self._walker.is_alive()):
+            self._walker = threading.Thread(
+                target=overlay.let_go_of_closed_ones, args=(held, self.table, self._skip), daemon=True
+            )
+            self._walker.start()
+
+    def _show(self, what: int) -> None:
+        """Somebody asks for the status: one JSON object."""
+        connection, _ = self.status_socket.accept()
+
+        def tell() -> None:
+            with connection, suppress(OSError):
+                connection.settimeout(_WALK)
+                connection.sendall(json.dumps(status.describe(self)).encode() + b"\n")
+
+        self._apart(tell)
+
+    def _apart(self, act: Callable[..., None], *args: Any) -> None:
+        def run() -> None:
+            try:
+                act(*args)
+            except Exception:
+                self.events.crash(getattr(act, "__name__", "a thread"))
+
+        threading.Thread(target=run, daemon=True).start()

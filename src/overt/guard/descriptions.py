@@ -1,0 +1,126 @@
+"""Open file descriptions that are yet to be told of an error.
+
+The agent never sees an open(2). While an overlay has no error nobody needs to know which descriptions there are: all of
+them count from the same value. When an error becomes known, and before the first is told of it, the descriptor tables
+of all processes are walked once, and each open description of the overlay is held by a duplicate. Who is told is let
+go; who is not held came later, and counts from the overlay's cursor as it is then. (In a socket's queue a description
+is in nobody's table: that one is missed.)
+
+A duplicate keeps the file open, its locks too, so those that nobody else has any more are let go by the next walks.
+
+kcmp(2) says whether two descriptors are of the same description, and sorts them: so a description is found among many
+in a few comparisons. The order holds as long as they exist, which those that are held do.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from stat import S_IRUSR, S_IWUSR
+
+from overt.host import process
+from overt.ledger import Description
+
+_MISSES = 2
+
+
+class Held:
+    """One overlay's. Whoever owns the overlay serialises."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, Description, str]] = []
+        """(descriptor of ours, position, name in the store), in the kernel's order"""
+        self._missed: dict[int, int] = {}
+
+    def find(self, tid: int, fd: int) -> tuple[int, bool]:
+        """Where descriptor `fd` of thread `tid` is in `entries`, or belongs, and whether it is there.
+
+        OSError: EBADF, ESRCH.
+        """
+        low, high, own = 0, len(self.entries), os.getpid()
+        while low < high:
+            middle = (low + high) // 2
+            order = process.compare(tid, own, process.KCMP_FILE, fd, self.entries[middle][0])
+            if order == 0:
+                return middle, True
+            if order == 1:
+                high = middle
+            else:
+                low = middle + 1
+        return low, False
+
+    def add(self, fd: int, description: Description, name: str) -> bool:
+        """Hold the description behind our own descriptor `fd`; False if it is held already."""
+        at, there = self.find(os.getpid(), fd)
+        if not there:
+            self.entries.insert(at, (fd, description, name))
+        return not there
+
+    def take(self, at: int) -> str:
+        """Let go of an entry; its name in the store."""
+        fd, _, name = self.entries.pop(at)
+        self._missed.pop(fd, None)
+        os.close(fd)
+        return name
+
+    def prune(self, seen: set[int]) -> list[str]:
+        """Let go of entries that several walks have not seen (`seen`: our descriptors); their names in the store."""
+        gone = []
+        for at in reversed(range(len(self.entries))):
+            fd = self.entries[at][0]
+            self._missed[fd] = 0 if fd in seen else self._missed.get(fd, 0) + 1
+            if self._missed[fd] >= _MISSES:
+                gone.append(self.take(at))
+        return gone
+
+
+def walk(skip: set[int]) -> Iterator[tuple[int, int, bytes]]:
+    """All descriptors of the machine that syncfs(2) would take: (thread id, descriptor, /proc/TID/fd/N).
+
+    Those of the processes `skip` are left out. What ends meanwhile is passed over.
+    """
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in skip:
+            for tid in _tables(int(name)):
+                try:
+                    numbers = os.listdir(f"/proc/{tid}/fd")
+                except OSError:
+                    continue
+                for number in numbers:
+                    place = b"/proc/%d/fd/%s" % (tid, number.encode())
+                    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                        if not is_path(place):
+                            yield tid, int(number), place
+
+
+def is_path(place: bytes) -> bool:
+    """Whether the descriptor `place` (/proc/TID/fd/N) is an O_PATH one, with which syncfs(2) fails (EBADF). OSError."""
+    if os.lstat(place).st_mode & (S_IRUSR | S_IWUSR):  # how it was opened (proc_pid_fd(5))
+        return False
+    with open(place.replace(b"/fd/", b"/fdinfo/"), "rb") as info:  # O_PATH, or the access mode 3
+        flags = next(line.split()[1] for line in info if line.startswith(b"flags:"))
+    return bool(int(flags, 8) & os.O_PATH)
+
+
+def borrow(tid: int, fd: int, is_right: Callable[[bytes], bool]) -> int:
+    """A duplicate of descriptor `fd` of thread `tid`, if it still is the one that was meant; OSError if not."""
+    pidfd = process.open_thread(tid)
+    try:
+        ours = process.borrow_fd(pidfd, fd)
+    finally:
+        os.close(pidfd)
+    if not is_right(b"/proc/self/fd/%d" % ours):
+        # It was swapped under us. Closing may ask a server that does not answer: not on this thread.
+        threading.Thread(target=os.close, args=(ours,), daemon=True).start()
+        raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} of {tid} is another file now")
+    return ours
+
+
+def _tables(pid: int) -> list[int]:
+    """The threads of a process, one for each descriptor table: nearly always one."""
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        return [pid] + [tid for tid in tids if tid != pid and process.compare(pid, tid, process.KCMP_FILES)]
+    except OSError:
+        return []

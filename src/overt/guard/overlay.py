@@ -1,0 +1,189 @@
+"""One overlay that is guarded: its account in the upper's ledger, and who in it is yet to be told.
+
+All that decides what a syncfs(2) is answered is in `judge`. It asks the ledger, and keeps for it what the kernel would
+keep in each open file (f_sb_err): the position of each description that was open when an error became known.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from overt.guard import descriptions, places
+from overt.guard.descriptions import Held
+from overt.guard.places import Place
+from overt.guard.store import Entry, Keeper
+from overt.guard.table import Mounted, Table, Walk
+from overt.ledger import Account, Description, UpperError
+from overt.upper import Upper, Uppers
+
+Send = Callable[[int], bool]
+
+_numbers = itertools.count(1)
+
+
+class Overlay:
+    """See above. `door` is held while it is opened and closed, `lock` while somebody is told; never across a flush."""
+
+    def __init__(self, mounted: Mounted, keeper: Keeper) -> None:
+        self.device = mounted.device
+        self.mounted = mounted
+        self.name = os.fsdecode(mounted.upperdir)
+        self.users: set[int] = set()
+        """numbers of the listeners whose containers have it"""
+        self.account: Account | None = None
+        self.upper: Upper | None = None
+        self.held = Held()
+        self.lock = threading.Lock()
+        self.door = threading.Lock()
+        self._closed = False
+        self._keeper = keeper
+        self._place: Place | None = None
+
+    def open(self, uppers: Uppers, pids: list[int]) -> None:
+        """Open an account: errors count from now. Does nothing if there is one. OSError if the upper is not found."""
+        with self.door:
+            if self._closed:
+                raise ProcessLookupError(errno.ESRCH, "its last container has ended")
+            if self.account is None:
+                self._attach(uppers, places.find(self.mounted, pids))
+                self.save()
+
+    def restore(self, uppers: Uppers, entry: Entry, errors: Mapping[int, list[UpperError]]) -> None:
+        """Go on with what another worker has left; `errors` of uppers' ledgers, by superblock."""
+        self._attach(uppers, Place(entry.fds[0], entry.fds[1], entry.value["scratch"]), errors)
+        account = self.account
+        assert account is not None
+        account.mounted_at, account.reached, account.cursor, account.told = entry.value["account"]
+
+    def _attach(self, uppers: Uppers, place: Place, errors: Mapping[int, list[UpperError]] | None = None) -> None:
+        try:
+            upper = uppers.get(place.beside, place.scratch)
+            if errors and not upper.ledger.errors:
+                upper.ledger.errors.extend(errors.get(upper.s_dev, ()))
+            self.account = upper.attach(self.name, volatile=False)
+        except BaseException:
+            place.close()
+            raise
+        self.upper, self._place = upper, place
+
+    def save(self) -> None:
+        """Have the supervisor keep the account."""
+        account, place = self.account, self._place
+        assert account is not None and place is not None
+        value = {
+            "mounted": [self.device, *map(os.fsdecode, self.mounted[1:4]), self.mounted.volatile],
+            "scratch": place.name,
+            "account": [account.mounted_at, account.reached, account.cursor, account.told],
+        }
+        self._keeper.put(f"overlay/{self.device}", value, [place.beside, place.scratch])
+
+    def close(self) -> None:
+        """Let go of the upper, and of everybody who is yet to be told."""
+        with self.door, self.lock:
+            self._closed = True
+            account, self.account = self.account, None
+            if account is None or self.upper is None or self._place is None:
+                return
+            while self.held.entries:
+                self._keeper.drop(self.held.take(-1))
+            self._keeper.drop(f"overlay/{self.device}")
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._place.close)
+                self.upper.detach(account)
+
+    def prune(self, seen: set[int]) -> None:
+        """Let go of descriptions that nobody has had open for a while (see `Held.prune`). The caller has `lock`."""
+        for name in self.held.prune(seen):
+            self._keeper.drop(name)
+
+    def hold_again(self, fd: int, since: int, name: str) -> None:
+        """Hold a description as another worker did."""
+        if not self.held.add(fd, Description(since), name):
+            os.close(fd)
+
+    def hold(self, fd: int) -> None:
+        """Hold a description by our own descriptor `fd`, unless it is held already; it is owed what is not told yet.
+
+        The caller has `lock`.
+        """
+        assert self.account is not None
+        description = self.account.open()
+        name = f"owed/{self.device}/{os.getpid()}/{next(_numbers)}"
+        if self.held.add(fd, description, name):
+            self._keeper.put(name, description.since, [fd])
+        else:
+            os.close(fd)
+
+    def judge(self, tid: int, fd: int, failure: OSError | None, send: Send) -> None:
+        """Answer a syncfs(2) on descriptor `fd` of thread `tid`, whose flush came to `failure`.
+
+        `send` takes an errno (or 0); False from it: the caller does not wait any more, and nobody was told.
+        """
+        with self.lock:
+            account = self.account
+            if account is None:  # its last container has ended
+                send(0 if failure is None else failure.errno or errno.EIO)
+                return
+            at, held = self._find(tid, fd)
+            description = self.held.entries[at][1] if held else account.open()
+            before = (account.cursor, account.told, description.since)
+            code = account.syncfs(description)
+            sent = send(code or (failure.errno or errno.EIO if failure else 0))
+            if not code:
+                return
+            if not sent:
+                account.cursor, account.told, description.since = before
+                return
+            self.save()
+            if held:
+                self._keeper.drop(self.held.take(at))
+
+    def _find(self, tid: int, fd: int) -> tuple[int, bool]:
+        if not self.held.entries:
+            return 0, False
+        try:
+            return self.held.find(tid, fd)
+        except OSError:  # closed by another thread meanwhile: it counts as a new one
+            return 0, False
+
+
+def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> None:
+    """Walk the machine and hold each open description of these overlays (by superblock), which all are owed an error.
+
+    `skip`: processes that need no look.
+    """
+    for overlay, tid, fd in _descriptors(overlays, table, skip):
+        with contextlib.suppress(OSError), overlay.lock:  # closed, or its process ended, while we looked
+            if overlay.account is not None and not overlay.held.find(tid, fd)[1]:
+                overlay.hold(descriptions.borrow(tid, fd, partial(table.is_on, overlay.device, tid)))
+    for overlay in overlays.values():
+        with overlay.lock:
+            if overlay.account is not None:
+                overlay.account.open()  # settles: the walk is not repeated for this error
+                overlay.save()
+
+
+def let_go_of_closed_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> None:
+    """Walk the machine and let go of descriptions of these overlays that nobody else has open any more."""
+    seen: dict[int, set[int]] = {device: set() for device in overlays}
+    for overlay, tid, fd in _descriptors(overlays, table, skip):
+        with contextlib.suppress(OSError), overlay.lock:
+            at, held = overlay.held.find(tid, fd)
+            if held:
+                seen[overlay.device].add(overlay.held.entries[at][0])
+    for device, overlay in overlays.items():
+        with overlay.lock:
+            overlay.prune(seen[device])
+
+
+def _descriptors(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> Iterator[tuple[Overlay, int, int]]:
+    walk = Walk()
+    for tid, fd, place in descriptions.walk(skip):
+        with contextlib.suppress(OSError):
+            overlay = overlays.get(table.device_of(place, tid, walk))
+            if overlay is not None:
+                yield overlay, tid, fd

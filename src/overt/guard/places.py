@@ -1,0 +1,110 @@
+"""From an overlay in some container's mount table to directories of its upper that we can use.
+
+The paths in the table mean something to whoever mounted the overlay: the engine, on the host; or, when an overlay was
+mounted in a container, a process there. Both are tried. A path alone proves nothing, so what is found is compared: an
+overlay carries its UUID (FS_IOC_GETFSUUID), and its upper directory the same one in an xattr (Linux 6.6). An overlay
+without a UUID is believed where the path is the host's.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from overt.guard.table import Mounted
+from overt.host import files
+
+RESOLVE_IN_ROOT = 0x10
+_UUID_XATTRS = ("trusted.overlay.uuid", "user.overlay.uuid")
+_PREFIX = ".overt-guard-"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+class Place(NamedTuple):
+    """Directories on an upper, open."""
+
+    beside: int
+    """the one that the overlay's workdir is in"""
+    scratch: int
+    """our own in that one, for probes; not in the workdir, which the kernel takes for its overlay's alone"""
+    name: str
+    """what it is called there"""
+
+    def close(self) -> None:
+        """Remove the scratch directory, if the engine has not done so, and close."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(self.name, dir_fd=self.beside)
+        finally:
+            os.close(self.scratch)
+            os.close(self.beside)
+
+
+def find(mounted: Mounted, pids: Iterable[int]) -> Place:
+    """Directories on the upper of an overlay; `pids` are processes that see it.
+
+    Raises OSError: FileNotFoundError where the upper cannot be found, and what making the scratch directory raises.
+    """
+    roots = ["/", *(f"/proc/{pid}/root" for pid in pids)]
+    uuid = _first(_overlay_uuid(root, mounted) for root in roots[1:])
+    for root in roots if uuid else roots[:1]:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            upper = _open(root, mounted.upperdir)
+            stack.callback(os.close, upper)
+            if uuid and _upper_uuid(upper) != uuid:
+                continue
+            beside = _open(root, os.path.dirname(mounted.workdir.rstrip(b"/")))
+            if os.fstat(beside).st_dev == os.fstat(upper).st_dev:
+                return _make(beside)
+            os.close(beside)
+    raise FileNotFoundError(errno.ENOENT, "the upper of an overlay is not to be found", os.fsdecode(mounted.upperdir))
+
+
+def _make(beside: int) -> Place:
+    name = _PREFIX + os.urandom(8).hex()
+    try:
+        os.mkdir(name, 0o700, dir_fd=beside)
+        return Place(beside, os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=beside), name)
+    except BaseException:
+        os.close(beside)
+        raise
+
+
+def _open(root: str, path: bytes) -> int:
+    """A directory as a process sees it whose root is `root`; magic links are not followed, they lead out of it."""
+    base = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        resolve = RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS
+        return files.openat2(base, path, _DIRECTORY, resolve=resolve)
+    finally:
+        os.close(base)
+
+
+def _overlay_uuid(root: str, mounted: Mounted) -> bytes:
+    try:
+        fd = _open(root, mounted.point)
+    except OSError:
+        return b""
+    try:
+        if os.fstat(fd).st_dev != mounted.device:  # something is mounted over it
+            return b""
+        answer = bytearray(17)
+        fcntl.ioctl(fd, files.FS_IOC_GETFSUUID, answer)
+        return bytes(answer[1 : 1 + answer[0]])
+    except OSError:  # ENOTTY: it has none
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _upper_uuid(directory_fd: int) -> bytes:
+    for name in _UUID_XATTRS:
+        with contextlib.suppress(OSError):
+            return os.getxattr(directory_fd, name)
+    return b""
+
+
+def _first(found: Iterable[bytes]) -> bytes:
+    return next((value for value in found if value), b"")

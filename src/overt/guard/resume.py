@@ -1,0 +1,74 @@
+"""A worker takes over from one that has died, or was replaced.
+
+Nothing is lost in between. The eyes on each upper are descriptors, and go on by themselves: a probe that fires while
+nobody looks has fired. The tracepoint's buffer is the supervisor's. The listeners are open all the time, so that calls
+wait in the kernel; those that the dead worker had taken are in the slots, and are answered from the beginning. Whether
+somebody was told is on record before the slot is free: an error can be told twice only if the worker died between the
+answer and the record, and each such slot is counted.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from overt.guard import listener
+from overt.guard.container import Container
+from overt.guard.overlay import Overlay
+from overt.guard.store import Entry
+from overt.guard.table import Mounted
+from overt.ledger import UpperError
+from overt.upper.eyes import Carried
+
+if TYPE_CHECKING:
+    from overt.guard.agent import Agent
+
+_ATTEMPTS = 20
+"""workers that may die with a call before it is answered with EIO"""
+
+
+def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
+    """Go on where the last worker ended. The descriptors are this process's own: it is a fork of the supervisor."""
+    errors: dict[int, list[UpperError]] = {}
+    for s_dev, entry in _of_kind(entries, "upper"):
+        given = iter(entry.fds)
+        cursor, plain, probe = (next(given) if there else -1 for there in entry.value["fds"])
+        agent.uppers.carried[s_dev] = Carried(cursor, plain, probe, entry.value["accepted"], entry.value["known"])
+        errors[s_dev] = [UpperError(*error) for error in entry.value["errors"]]
+    if agent.trace:
+        agent.trace.expect(agent.uppers.carried)
+    for device, entry in _of_kind(entries, "overlay"):
+        number, *paths, volatile = entry.value["mounted"]
+        point, upperdir, workdir = map(os.fsencode, paths)
+        overlay = Overlay(Mounted(number, point, upperdir, workdir, volatile), agent.keeper)
+        overlay.restore(agent.uppers, entry, errors)
+        agent.overlays[device] = overlay
+    for name, entry in entries.items():
+        if name.startswith("owed/"):
+            agent.overlays[int(name.split("/")[1])].hold_again(entry.fds[0], entry.value, name)
+    for number, entry in _of_kind(entries, "listener"):
+        agent.add(number, entry.value.encode(), list(entry.fds))
+    for slot, number, telling, attempts in agent.slots.left():
+        _take_up(agent, slot, agent.containers.get(number), telling, attempts)
+
+
+def _of_kind(entries: Mapping[str, Entry], kind: str) -> list[tuple[int, Entry]]:
+    return [(int(name.split("/")[1]), entry) for name, entry in entries.items() if name.startswith(f"{kind}/")]
+
+
+def _take_up(agent: "Agent", slot: int, guarded: Container | None, telling: int, attempts: int) -> None:
+    """A call that the last worker had taken. `telling`: the error that it was about to tell, or 0."""
+    call = agent.slots.read(slot)
+    if guarded is None or not call.id or not listener.is_valid(guarded.fd, call.id):
+        if telling:
+            agent.doubtful += 1
+            agent.events.say("told or not", error=telling, why="the worker died between the answer and its record")
+        agent.slots.free(slot)
+        return
+    guarded.waiting += 1
+    if attempts <= _ATTEMPTS:
+        agent.begin(guarded, slot, call)
+        return
+    agent.events.say("given up", container=guarded.state.id, why=f"{attempts} workers have died with this call")
+    agent.reply(guarded, slot, call, errno.EIO)
+    agent.done(guarded, slot)

@@ -1,0 +1,44 @@
+"""What `overt guard status` shows."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overt.guard.agent import Agent
+
+
+def describe(agent: "Agent") -> dict[str, Any]:
+    """The agent's state, as JSON can hold it."""
+    overlays = list(agent.overlays.values())
+    uppers = {each.upper.s_dev: each.upper for each in overlays if each.upper is not None}
+    return {
+        "worker": os.getpid(),
+        "supervisor": os.getppid(),
+        "generation": agent.generation,
+        "answered": agent.answered,
+        "doubtful": agent.doubtful,
+        "crashes": agent.events.crashes,
+        "containers": [
+            {
+                "id": each.state.id, "pid": each.state.pid, "bundle": each.state.bundle, "calls": each.calls,
+                "waiting": each.waiting, "overlays": len(each.devices),
+            }
+            for each in list(agent.containers.values())
+        ],
+        "overlays": [
+            {
+                "upperdir": each.name, "containers": len(each.users), "owed": len(each.held.entries),
+                "errors": each.account.count if each.account else 0, "told": each.account.told if each.account else 0,
+                "guarded": each.account is not None,
+            }
+            for each in overlays
+        ],
+        "uppers": [
+            {
+                "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "flushes": upper.flushes,
+                "taken": upper.taken, "recorded": upper.ledger.count,
+                "errors": [{**error._asdict(), "told": len(upper.ledger.told(error))} for error in upper.ledger.errors],
+            }
+            for number, upper in uppers.items()
+        ],
+    }  # fmt: skip

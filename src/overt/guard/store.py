@@ -1,0 +1,76 @@
+"""What the supervisor keeps for the worker: named entries, each a few bytes of JSON and descriptors.
+
+The worker sends, over one SOCK_SEQPACKET pair, what the next worker will need. A message that was sent arrives,
+whatever becomes of the sender; so `put` needs no answer. The next worker is a fork and finds the entries in its memory.
+
+    listener/N   the OCI process state, and the listener      (put by the supervisor itself)
+    upper/DEV    errors, and the eyes' descriptors            overlay/DEV  its account, and its directories
+    owed/N       an open file description that is yet to be told
+
+The names, and what is in an entry, are the worker's business.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+MESSAGE = 1 << 17
+"""bytes, at most"""
+MOST_FDS = 16
+"""with one message"""
+
+
+class Entry(NamedTuple):
+    """One entry."""
+
+    value: Any
+    fds: tuple[int, ...]
+
+
+class Store:
+    """The supervisor's side."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+
+    def put(self, name: str, value: Any, fds: Sequence[int]) -> None:
+        """Keep an entry; descriptors of the one that it replaces are closed."""
+        self.drop(name)
+        self.entries[name] = Entry(value, tuple(fds))
+
+    def drop(self, name: str) -> None:
+        """Forget an entry, if there is one."""
+        entry = self.entries.pop(name, None)
+        for fd in entry.fds if entry else ():
+            os.close(fd)
+
+    def hear(self, worker: socket.socket) -> bool:
+        """Carry out one message of the worker's; False at its end."""
+        data, fds, flags, _ = socket.recv_fds(worker, MESSAGE, MOST_FDS)
+        if not data:
+            return False
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            raise OSError("a message of the worker's was cut short")
+        verb, name, value = json.loads(data)
+        if verb == "put":
+            self.put(name, value, fds)
+        else:
+            self.drop(name)
+        return True
+
+
+class Keeper:
+    """The worker's side. Any thread may call it."""
+
+    def __init__(self, supervisor: socket.socket) -> None:
+        self._socket = supervisor
+
+    def put(self, name: str, value: Any, fds: Sequence[int] = ()) -> None:
+        """Have an entry kept; the descriptors are duplicated."""
+        socket.send_fds(self._socket, [json.dumps(["put", name, value]).encode()], list(fds))
+
+    def drop(self, name: str) -> None:
+        """Have an entry forgotten."""
+        self._socket.send(json.dumps(["drop", name, None]).encode())

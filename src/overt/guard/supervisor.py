@@ -1,0 +1,326 @@
+"""The process that holds the listeners, so that none is ever closed while its container lives.
+
+A listener that is closed turns every later syncfs(2) of its container into ENOSYS, for good. So this process does
+little that can go wrong: it accepts the runtime's connection, keeps what comes (guard/store.py), hands it on, and when
+the worker has died it forks another, which finds everything in its memory. It reads nothing that a container can write.
+
+SIGTERM ends both. SIGHUP replaces the worker.
+"""
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+from overt.events import Events
+from overt.guard.agent import Agent
+from overt.guard.slots import Slots
+from overt.guard.store import MESSAGE, MOST_FDS, Store
+from overt.host import process
+from overt.upper.trace import Trace
+
+CAPABILITIES = {"dac_override", "dac_read_search", "fowner", "sys_admin", "sys_ptrace"}
+"""kept: to reach uppers, to mount the probes there, and to look at containers' descriptors"""
+_CREDENTIALS = struct.Struct("=iII")
+_STATE = 1 << 16
+"""bytes of a container process state, at most"""
+_PATIENCE = 10.0
+"""seconds for a runtime to say what it has to say"""
+_PAUSE = 0.05
+"""seconds between two workers that die young; and for one that is about to be dead"""
+_YOUNG = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Caller:
+    """A runtime that has connected."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.data = bytearray()
+        self.fds: list[int] = []
+        self.deadline = time.monotonic() + _PATIENCE
+
+    def drop(self) -> None:
+        self.connection.close()
+        for fd in self.fds:
+            os.close(fd)
+
+
+class Supervisor:
+    """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
+
+    def __init__(self, path: Path, events: Events) -> None:
+        """Listen. OSError: EADDRINUSE where a guard listens already."""
+        self.path = path
+        self.events = events
+        self.store = Store()
+        self.slots = Slots()
+        self.trace: Trace | None = None
+        self.workers = 0
+        self._callers: dict[int, _Caller] = {}
+        self._number = 0
+        self._ending = self._replacing = False
+        self._dying: list[int] = []
+        """workers that are dead but for a thread that waits for a disk"""
+        self._unsent: deque[tuple[int, str]] = deque()
+        self._socket = listen(path)
+        self._status = listen(status_path(path))
+        try:
+            self.trace = Trace()
+        except OSError as error:
+            events.say("no tracepoint", why=str(error))
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, self._signal)
+        try:
+            while not self._ending:
+                started = time.monotonic()
+                self._serve(*self._fork(wake, woken), wake)
+                if not self._ending and time.monotonic() - started < _YOUNG:
+                    time.sleep(_PAUSE if self.workers > 3 else 0)
+        finally:
+            self._bury(_PATIENCE)
+            for path in (self.path, status_path(self.path)):
+                path.unlink(missing_ok=True)
+            if self.trace:
+                self.trace.close()
+
+    def _signal(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            self._replacing = True
+        else:
+            self._ending = True
+
+    def _fork(self, *ours: int) -> tuple[int, socket.socket]:
+        """Start a worker: its pid, and our end of the pair between us."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (here, there):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MESSAGE)
+        self.workers += 1
+        self._replacing = False
+        self._unsent.clear()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the worker has handlers of its own
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            there.close()
+            here.setblocking(False)
+            return pid, here
+        here.close()
+        self._work(there, ours)
+
+    def _work(self, pair: socket.socket, ours: tuple[int, ...]) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            for fd in ours:
+                os.close(fd)
+            self._socket.close()
+            for caller in self._callers.values():
+                caller.drop()
+            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
+            signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: agent.stop())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            agent.run(self.store.entries)
+            status = 0
+        except Exception:
+            self.events.crash("the worker")
+        finally:
+            os._exit(status)
+
+    def _serve(self, pid: int, worker: socket.socket, wake: int) -> None:
+        """Until this worker has ended."""
+        killed_at = float("inf")
+        with worker:
+            while True:
+                ready = self._wait(worker, wake)
+                if wake in ready:
+                    os.read(wake, 64)
+                    if self._ending or self._replacing:
+                        os.kill(pid, signal.SIGTERM if self._ending else signal.SIGKILL)
+                        killed_at = time.monotonic()
+                if time.monotonic() > killed_at + _PATIENCE:  # it waits for a disk
+                    os.kill(pid, signal.SIGKILL)
+                if worker.fileno() in ready:
+                    if not self.store.hear(worker):
+                        break
+                elif _is_dying(pid):
+                    break
+                if self._socket.fileno() in ready:
+                    self._accept()
+                for fd, caller in list(self._callers.items()):
+                    if fd in ready or time.monotonic() > caller.deadline:
+                        self._listen_to(caller)
+                self._hand_over(worker)
+                self._bury(0)
+        if not self._ending:
+            left = sum(name.startswith("listener/") for name in self.store.entries)
+            self.events.say("worker ended", pid=pid, containers=left)
+        self._dying.append(pid)
+        self._bury(_PAUSE)
+
+    def _bury(self, patience: float) -> None:
+        """Reap workers that have ended, waiting at most `patience` seconds for those that are about to."""
+        deadline = time.monotonic() + patience
+        while True:
+            self._dying = [pid for pid in self._dying if os.waitpid(pid, os.WNOHANG)[0] == 0]
+            if not self._dying or time.monotonic() >= deadline:
+                return
+            time.sleep(0.002)
+
+    def _wait(self, worker: socket.socket, wake: int) -> set[int]:
+        """The descriptors that have something to say."""
+        poll = select.poll()  # not select(2), which takes no descriptor above 1023
+        for fd in (wake, self._socket.fileno(), *self._callers):
+            poll.register(fd, select.POLLIN)
+        poll.register(worker, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        return {fd for fd, what in poll.poll(1000) if what != select.POLLOUT}
+
+    def _accept(self) -> None:
+        connection, _ = self._socket.accept()
+        _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in (0, os.geteuid()):
+            self.events.say("refused", uid=uid, why="only root and this user may bring containers")
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._callers[connection.fileno()] = _Caller(connection)
+
+    def _listen_to(self, caller: _Caller) -> None:
+        """Take what a runtime says, until it is whole: some runtimes close the connection when the container ends."""
+        try:
+            data, fds, _, _ = socket.recv_fds(caller.connection, _STATE, MOST_FDS)
+            caller.data += data
+            caller.fds += fds
+        except BlockingIOError:
+            data = b" "
+        except ConnectionError:
+            data = b""
+        bad = len(caller.data) > _STATE or len(caller.fds) > MOST_FDS or time.monotonic() > caller.deadline
+        if data and not bad and not (caller.fds and _is_whole(caller.data)):
+            return
+        del self._callers[caller.connection.fileno()]
+        if bad or not caller.fds:
+            self.events.say("refused", why=f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime")
+            caller.drop()
+            return
+        caller.connection.close()
+        self._number += 1
+        name = f"listener/{self._number}"
+        self.store.put(name, caller.data.decode(errors="replace"), caller.fds)
+        self._unsent.append((self._number, name))
+
+    def _hand_over(self, worker: socket.socket) -> None:
+        """Give new containers to the worker, as far as it takes them now."""
+        while self._unsent:
+            number, name = self._unsent[0]
+            entry = self.store.entries.get(name)
+            if entry is not None:
+                try:
+                    socket.send_fds(worker, [b"%d\n" % number, entry.value.encode()], entry.fds)
+                except (BlockingIOError, BrokenPipeError, ConnectionError):  # later, or it has died: the next finds it
+                    return
+            self._unsent.popleft()
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether a process was killed, and what is left of it waits for a disk: it will never come back to its program.
+
+    The kernel makes every fatal signal a SIGKILL, pending for each thread.
+    """
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            pending = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd:", "ShdPnd:"))]
+        states = [_state(f"/proc/{pid}/task/{tid}/stat") for tid in os.listdir(f"/proc/{pid}/task")]
+    except OSError:  # not even that is left
+        return True
+    killed = any(bits >> signal.SIGKILL - 1 & 1 for bits in pending) or _state(f"/proc/{pid}/stat") in "ZX"
+    return killed and all(state in "ZXD" for state in states)
+
+
+def _state(path: str) -> str:
+    """A thread's state, a letter (proc_pid_stat(5)); X if it is gone."""
+    try:
+        with open(path) as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def _is_whole(data: bytearray) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):  # the worker says what is wrong with it, when the connection ends
+        return False
+    return True
+
+
+def status_path(path: Path) -> Path:
+    """The socket that tells the status of the guard that listens on `path`."""
+    return path.with_name(path.name + ".status")
+
+
+def ask(path: Path) -> dict[str, object]:
+    """The status of the guard that listens on `path`; OSError if there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(os.fspath(status_path(path)))
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} (is `overt guard run` running?)", os.fspath(path)) from None
+        data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    if not data:
+        raise OSError(errno.EPIPE, "the guard's worker ended while it was asked", os.fspath(path))
+    return dict(json.loads(data))
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket, mode 0600, in the place of one that nobody listens on any more."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EADDRINUSE, "a guard listens already", os.fspath(path))
+    mask = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    finally:
+        os.umask(mask)
+    listening.listen(512)
+    return listening
+
+
+def prepare() -> None:
+    """Take as many descriptors as the machine gives, and give up the capabilities that are not needed.
+
+    Two processes hold each listener, and each description that is owed an error.
+    """
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError):  # without CAP_SYS_RESOURCE the hard limit is what there is
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if os.geteuid() == 0:
+        process.keep_capabilities(CAPABILITIES)

@@ -1,0 +1,162 @@
+"""The worker dies, or stops: no call is turned into ENOSYS, no error is lost, no notification forgotten."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from .ground import EIO, Ground, wait_until
+
+pytestmark = pytest.mark.root
+
+
+def kill_worker(ground: Ground) -> None:
+    """Kill it and wait until another answers."""
+    assert ground.guard is not None
+    before = ground.guard.worker
+    ground.guard.kill_worker()
+    wait_until(lambda: ground.guard is not None and ground.guard.worker != before, "another worker")
+
+
+@pytest.mark.parametrize("times", [12, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_calls_go_on_while_workers_are_killed(guarded: Ground, times: int) -> None:
+    container = guarded.container("runc")
+    fd = container.open()
+    assert guarded.guard is not None
+    container.say("calls", fd, 0.25 * times)
+    for _ in range(times):
+        time.sleep(0.02)
+        guarded.guard.kill_worker()
+        time.sleep(0.2)
+    calls, *wrong = container.hear(60)
+    assert wrong == [0, 0, 0, 0], said(guarded)  # EIO, ENOSYS, EINTR, others
+    assert calls > times
+    assert guarded.guard.status()["generation"] > times // 2
+
+
+def said(ground: Ground) -> list[dict[str, object]]:
+    """What might explain a wrong answer."""
+    assert ground.guard is not None
+    kinds = ("given up", "internal error", "upper error", "not guarded", "told or not")
+    return [event for kind in kinds for event in ground.guard.events(kind)]
+
+
+def test_an_error_that_comes_while_no_worker_lives_is_told(guarded: Ground) -> None:
+    container, other = guarded.container(), guarded.container("runc")
+    assert guarded.guard is not None
+    for number in range(4):
+        old = container.open()
+        guarded.guard.kill_worker()
+        container.lose(f"/victim-{number}")
+        guarded.guard.kill_worker()
+        assert [container.syncfs(old), container.syncfs(old), container.new_syncfs()] == [EIO, 0, 0]
+        assert [other.new_syncfs(), other.new_syncfs()] == [EIO, 0]
+
+
+def test_the_host_looking_while_no_worker_lives_hides_nothing(guarded: Ground) -> None:
+    container = guarded.container()
+    assert guarded.guard is not None
+    with stopped_supervisor(guarded):
+        guarded.guard.kill_worker()
+        container.lose()
+        assert guarded.host_syncfs() == EIO
+    assert [container.new_syncfs(), container.new_syncfs()] == [EIO, 0]
+
+
+@contextmanager
+def stopped_supervisor(ground: Ground) -> Iterator[None]:
+    """Nobody starts another worker."""
+    assert ground.guard is not None
+    os.kill(ground.guard.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(ground.guard.process.pid, signal.SIGCONT)
+
+
+def test_who_was_told_and_who_is_yet_to_be_is_known_to_the_next_worker(guarded: Ground) -> None:
+    one, other = guarded.container(), guarded.container()
+    fds = [one.open() for _ in range(3)]
+    one.lose()
+    assert [one.syncfs(fds[0]), one.syncfs(fds[0])] == [EIO, 0]
+    kill_worker(guarded)
+    assert [one.syncfs(fds[1]), one.syncfs(fds[1])] == [EIO, 0]
+    kill_worker(guarded)
+    assert [one.syncfs(fd) for fd in fds] == [0, 0, EIO]
+    assert [other.new_syncfs(), other.new_syncfs(), one.new_syncfs()] == [EIO, 0, 0]
+    kill_worker(guarded)
+    assert [other.new_syncfs(), one.new_syncfs(), *(one.syncfs(fd) for fd in fds)] == [0] * 5
+    assert guarded.guard is not None
+    assert guarded.guard.status()["doubtful"] == 0
+
+
+def test_a_call_that_a_worker_has_taken_is_answered_by_the_next(guarded: Ground) -> None:
+    container = guarded.container()
+    fd = container.ask("write", "/victim", guarded.disk.marker.hex(), 1)
+    guarded.disk.hang()
+    try:
+        container.say("syncfs", fd)
+        assert guarded.guard is not None
+        wait_until(lambda: taken(guarded), "the call is taken")
+        kill_worker(guarded)
+        assert taken(guarded)
+    finally:
+        guarded.disk.fail("data")
+        guarded.disk.resume()
+    assert container.hear() == [EIO]
+    guarded.disk.heal()
+    assert container.syncfs(fd) == 0
+
+
+def taken(ground: Ground) -> bool:
+    assert ground.guard is not None
+    return any(each["waiting"] for each in ground.guard.status()["containers"])
+
+
+def test_workers_killed_while_they_tell_lose_nothing(guarded: Ground) -> None:
+    container = guarded.container()
+    assert guarded.guard is not None
+    told, owed = 0, 0
+    for number in range(5):
+        fds = [container.open() for _ in range(8)]
+        container.lose(f"/victim-{number}")
+        for at, fd in enumerate(fds):
+            container.say("syncfs", fd)
+            if at % 3 == 1:
+                guarded.guard.kill_worker()
+            code = container.hear()[0]
+            assert code in (0, EIO)
+            told += code == EIO
+            owed += 1
+            assert code == EIO, f"lost: descriptor {at} of round {number}"
+    again = sum(container.syncfs(fd) == EIO for fd in fds)
+    assert again <= sum(1 for _ in guarded.guard.events("told or not"))
+    assert told == owed
+
+
+def test_a_container_can_be_killed_while_the_agent_is_stopped(guarded: Ground) -> None:
+    container = guarded.container()
+    fd = container.open()
+    assert guarded.guard is not None
+    worker = guarded.guard.worker
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        container.say("syncfs", fd)
+        time.sleep(0.1)
+        container.kill()
+        wait_until(lambda: not alive(container.pid), "the container is dead", 5)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    other = guarded.container()
+    assert other.new_syncfs() == 0
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
