@@ -292,7 +292,7 @@ class Uppers:
         self.carried: dict[int, Carried] = {}
         """what another process left, by superblock: used when the first overlay there is attached"""
         self._wanted = trace is True
-        self._trace = trace if isinstance(trace, Trace) else None
+        self._trace = None if isinstance(trace, bool) else trace
 
     @property
     def trace(self) -> Trace | None:
