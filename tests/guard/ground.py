@@ -191,6 +191,7 @@ class Container:
 
     def lose(self, name: str = "/victim") -> int:
         """Write a page whose write-back fails; nobody has been told yet. The descriptor that wrote."""
+        self.disk.fail("data")  # before the page is dirty: somebody else may be flushing all the time
         fd = self.ask("write", name, self.disk.marker.hex(), 1)
         assert fd >= 0, os.strerror(-fd)
         fail(self.disk)
