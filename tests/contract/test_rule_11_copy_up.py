@@ -26,24 +26,27 @@ def work_is_clean(overlay: Overlay) -> bool:
     return os.listdir(overlay.work / "work") == []
 
 
-def an_error_found_at_fsync(scene: Scene) -> None:
-    (scene.lower / "file").write_bytes(scene.page)
+def an_error_found_at_fsync(scene: Scene, size: int = PAGE) -> None:
+    content = scene.page * (size // PAGE)
+    (scene.lower / "file").write_bytes(content)
     overlay = scene.overlay()
     scene.disk.fail("data")
     code = told_open(overlay.target / "file", os.O_RDWR)
     scene.disk.heal()
     assert code == EIO
-    assert (overlay.target / "file").read_bytes() == scene.page
+    assert (overlay.target / "file").read_bytes() == content
     assert not (overlay.upper / "file").exists()
     assert work_is_clean(overlay)
     fd = overlay.open("file", os.O_RDWR)
-    os.pwrite(fd, b"x", PAGE)
-    assert (overlay.target / "file").read_bytes() == scene.page + b"x"
-    assert (scene.lower / "file").read_bytes() == scene.page
+    os.pwrite(fd, b"x", size)
+    assert (overlay.target / "file").read_bytes() == content + b"x"
+    assert (scene.lower / "file").read_bytes() == content
 
 
-def test_an_error_found_at_fsync_leaves_the_lower_file(scene: Scene) -> None:
-    an_error_found_at_fsync(scene)
+@pytest.mark.parametrize("size", [PAGE, 9 << 20])
+def test_an_error_found_at_fsync_leaves_the_lower_file(scene: Scene, size: int) -> None:
+    """Of a large file the disk is given parts before the fsync, which has to tell of those too."""
+    an_error_found_at_fsync(scene, size)
 
 
 @pytest.mark.parametrize("off", ["copy_flush"])

@@ -31,6 +31,9 @@ FICLONE = 0x40049409
 BLKFLSBUF = 0x1261
 FS_IOC_GETFSUUID = 0x80111500
 
+# sync_file_range(2)
+_SYNC_FILE_RANGE_WRITE = 2
+
 # statx(2)
 AT_STATX_DONT_SYNC = 0x4000
 STATX_MNT_ID = 0x1000
@@ -107,6 +110,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): flush the filesystem of `fd`, and raise the error that `fd` has not been told of."""
     check(libc.syncfs(fd))
+
+
+def start_flush(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write `length` dirty bytes at `offset`, and wait for nothing (sync_file_range(2)).
+
+    An error of that write-back is left for fsync(2) to tell. OSError: it could not begin.
+    """
+    check(libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE))
 
 
 def getdents(fd: int, buffer: bytearray) -> int:

@@ -13,7 +13,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from overt.host.files import FICLONE, utimensat
+from overt.host.files import FICLONE, start_flush, utimensat
 from overt.overlay import marks
 from overt.overlay.index import beside_upper
 from overt.tree.copies import make_impure, times_of
@@ -34,7 +34,10 @@ _ATTRIBUTES = -1
 _DATA = -2
 """in place of the same, of a file whose attributes are copied: one who fetches its data does so for all"""
 _CAPABILITY = b"security.capability"
-_CHUNK = 1 << 30
+_CHUNK = 4 << 20
+"""how many bytes to copy before the disk is given them, so that the flush at the end does not find all of them"""
+_PIECE = 1 << 20
+"""the same, where they pass through this process"""
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)
 
 
@@ -235,7 +238,7 @@ def _copy(
     """
     copy = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work)
     try:
-        _copy_data(source if source >= 0 else own, copy, length)
+        _copy_data(source if source >= 0 else own, copy, length, flush=flush)
         if metacopy:
             os.truncate(copy, st.st_size)  # before it has capabilities, which that takes away
         owner = tree.own(st)
@@ -353,7 +356,7 @@ def _fill(source: int, target: int, length: int, filling: Filling, *, flush: boo
     """Copy all data into `target`, which keeps its attributes and is closed on errors; `source` is closed."""
     try:
         try:
-            _copy_data(source, target, length)
+            _copy_data(source, target, length, flush=flush)
         finally:
             filling.put_back(target)
         if flush:
@@ -374,7 +377,7 @@ def _done_with(source: int) -> None:
         os.close(source)
 
 
-def _copy_data(source: int, copy: int, length: int) -> None:
+def _copy_data(source: int, copy: int, length: int, *, flush: bool) -> None:
     if not length:
         return
     if length == os.fstat(source).st_size:
@@ -395,7 +398,10 @@ def _copy_data(source: int, copy: int, length: int) -> None:
                 return  # nothing but a hole from here on
             raise
         while offset < end:
-            offset += _copy_extent(source, copy, offset, end - offset)
+            copied = _copy_extent(source, copy, offset, end - offset)
+            if flush and copied >= _PIECE:
+                start_flush(copy, offset, copied)
+            offset += copied
 
 
 def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
@@ -407,7 +413,7 @@ def _copy_extent(source: int, copy: int, offset: int, count: int) -> int:
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
-    data = os.pread(source, min(count, 1 << 20), offset)
+    data = os.pread(source, min(count, _PIECE), offset)
     if not data:
         raise OSError(errno.EIO, "the lower file became shorter while it was copied up")
     return os.pwrite(copy, data, offset)
