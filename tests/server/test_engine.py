@@ -2,6 +2,7 @@
 
 import os
 import select
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from overt.events import Events
 from overt.server.engine import Engine, _Turn
+from overt.tree.known import Known
 
 
 class Served:
@@ -20,9 +22,11 @@ class Served:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.tree = Known()
+        self.closed = False
 
     def close(self) -> None:
-        return
+        self.closed = True
 
 
 class Stage:
@@ -126,3 +130,28 @@ def test_a_mount_that_is_gone_is_kept_by_nobody(stage: Stage) -> None:
     assert engine.kept(0) == []
     engine.add(mount)  # another one with its number
     assert stage.has_ready()
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_without_a_thread_to_spare_a_mount_that_is_gone_is_closed_all_the_same(stage: Stage) -> None:
+    gone = []
+    stage.engine.gone = gone.append
+    stage.engine._lose(stage.turn(), stage.mount)
+    assert gone == [stage.mount]
+    assert stage.mount.closed
+    assert stage.engine.mounts == {}
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_without_a_thread_to_spare_memory_is_given_back_another_time(stage: Stage) -> None:
+    mount = stage.mount
+    mount.tree.forgotten = 3
+    stage.engine._give_back(mount)
+    assert mount.tree.forgotten == 0
