@@ -131,6 +131,7 @@ def test_a_mount_that_is_gone_is_kept_by_nobody(stage: Stage) -> None:
     engine.add(mount)  # another one with its number
     assert stage.has_ready()
 
+
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
