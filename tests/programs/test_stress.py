@@ -45,10 +45,10 @@ def stress(overlay: Overlay, names: list[str], seconds: int, patience: float) ->
     assert not list(overlay.upper.iterdir())
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
 def test_all_stressors_at_once_find_no_error(overlay: Overlay, seconds: int) -> None:
     names = [name for name in stressors() if name not in APART]
-    stress(overlay, names, seconds, seconds + 120)
+    stress(overlay, names, seconds, 2 * seconds + 120)
 
 
 @pytest.mark.long
