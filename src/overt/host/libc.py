@@ -31,8 +31,8 @@ _OLDER = {
 }  # fmt: skip
 # ... and since Linux 5.1 every architecture numbers new calls alike.
 _UNIFIED = {
-    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "pidfd_open": 434,
-    "openat2": 437, "pidfd_getfd": 438, "mount_setattr": 442,
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "pidfd_open": 434, "openat2": 437, "pidfd_getfd": 438, "mount_setattr": 442,
 }  # fmt: skip
 NUMBERS: dict[str, int] = {**_OLDER.get(platform.machine(), {}), **_UNIFIED}
 
