@@ -15,6 +15,7 @@ class Remounted:
 
     def __init__(self) -> None:
         self._tried: dict[Mount, int] = {}
+        """the number of the last error that was carried over to each, or could not be"""
         self._lock = threading.Lock()
 
     def add(self, mount: Mount) -> None:
@@ -29,22 +30,23 @@ class Remounted:
         while True:
             time.sleep(_LOOK)
             with self._lock:
-                self._tried = {mount: number for mount, number in self._tried.items() if mount.remounted}
-                held = [mount for mount in self._tried if mount.begin()]
+                held = [mount for mount in self._tried if mount.remounted and mount.begin()]
+                self._tried = {mount: self._tried[mount] for mount in held}
                 if not held:
-                    self._tried = {}
                     return
-            for upper in {mount.upper for mount in held}:
-                if upper is not None:
-                    upper.check()
             for mount in held:
-                self._look(mount)
+                try:
+                    self._look(mount)
+                except Exception:
+                    mount.events.crash(f"looking after {mount.target}")
+                mount.end()
 
     def _look(self, mount: Mount) -> None:
-        """Once for each error: what does not go now, goes later on by the next error, or not at all."""
-        owed = mount.account.owed() if mount.account is not None else None
-        if owed is not None and owed.number > self._tried[mount]:
+        """Each error is tried once: the next one, or the next remount, takes along what did not go."""
+        if mount.upper is None or mount.account is None:
+            return
+        mount.upper.check()
+        owed = mount.account.owed()
+        if owed is not None and owed.number > self._tried[mount] and mount.begin():
             self._tried[mount] = owed.number
             mount.pool.submit(carry_over, mount)
-        else:
-            mount.end()
