@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,3 +185,47 @@ def test_it_is_unmounted_as_ever(ext4: Scene) -> None:
     remount(overlay, read_only=True)
     assert overlay.umount()["errors"] == 1
     ext4.again(overlay)
+
+
+def test_remounts_errors_and_questions_at_once(ext4: Scene) -> None:
+    """Nobody waits long, nothing is told twice, and when all is quiet the last error is told."""
+    overlay, other = ext4.overlay(), ext4.overlay()
+    old = overlay.open()
+    done = threading.Event()
+    answers: list[int] = []
+    slowest = [0.0, 0.0]
+
+    def timed(which: int, call: Callable[[], object]) -> None:
+        began = time.monotonic()
+        call()
+        slowest[which] = max(slowest[which], time.monotonic() - began)
+
+    def ask() -> None:
+        while not done.is_set():
+            timed(0, lambda: answers.append(syncfs(old)))
+
+    def toggle() -> None:
+        bits = [MS_REMOUNT | mounts.MOUNT_ATTR_RDONLY, MS_REMOUNT]
+        while not done.is_set():
+            timed(1, lambda: libc.mount(None, os.fsencode(overlay.target), None, bits[0], None))
+            bits.reverse()
+            time.sleep(0.003)
+
+    threads = [threading.Thread(target=ask), threading.Thread(target=toggle)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            ext4.close(other.lose())
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    told_once = answers.count(EIO)
+    assert set(answers) <= {0, EIO} and 0 < told_once <= ext4.server.upper_status()["recorded"]
+    assert max(slowest) < 5.0, slowest
+    remount(overlay, read_only=False)
+    syncfs(old)
+    assert [syncfs(old), syncfs(old)] == [0, 0]
+    ext4.close(other.lose())
+    assert [syncfs(old), syncfs(old)] == [EIO, 0]
