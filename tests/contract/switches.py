@@ -278,9 +278,9 @@ def callers_descriptor() -> None:
 
 def reopening() -> None:
     """A read-only superblock stays read-only."""
-    from overt.server import poison
+    from overt.server import syncing
 
-    poison.writable = _cannot
+    syncing.writable = _cannot
 
 
 def watching() -> None:

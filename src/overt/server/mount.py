@@ -165,12 +165,14 @@ class Mount:
         """whether the kernel may have stopped asking us, because somebody has remounted it read-only"""
         self.on_remount: Callable[[Mount], None] = lambda mount: None
         self.line = Line()
+        self.refuses = False
+        """whether its superblock was read-only, or about to be, when its cursor was to be set"""
         self.reopening = threading.Lock()
         """held from before such a superblock is writable for a moment until it is read-only again"""
         self.reopened = self.overtaken = False
         """whether it is writable now for that reason only, and whether somebody has remounted it since"""
-        self.closer = 0
-        """the thread that makes it read-only again"""
+        self.opener = self.closer = 0
+        """the threads that make it writable, and read-only again"""
         self.serve_hidden: Handler = _nobody
         self.refused = ""
         """why nothing came of the negotiation with the kernel"""

@@ -12,8 +12,7 @@ mount, so that nothing of ours keeps the mount busy before or after. Whose descr
 2. the place where the server mounted it: the caller's mount may be read-only where this one is not, or its thread may
    not be visible from here;
 3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace;
-4. a clone of our own place likewise, whose superblock is made writable for a moment if it is not
-   (server/reopening.py).
+4. a clone of our own place likewise. If that is refused, the superblock is read-only (server/reopening.py).
 
 Not by one more mount of the same block device, which would need neither caller nor place: the kernel gives it the same
 superblock, but waits for its s_umount first, which whoever is in syncfs(2) holds.
@@ -39,7 +38,7 @@ from overt.host import memory, mounts, process
 from overt.host.files import Handle, open_by_handle
 from overt.server.caller import Call
 from overt.server.mount import Mount
-from overt.server.reopening import place, writable
+from overt.server.reopening import place
 from overt.wire import fuse
 from overt.wire.record import pack
 
@@ -57,6 +56,7 @@ def new_number() -> int:
 def poison(mount: Mount, code: int, call: Call) -> None:
     """Record errno `code` on the mount's superblock; raise OSError if no way there was found."""
     problems = []
+    mount.refuses = False
     for route in (_callers, _ours, _unlocked):
         try:
             fd = route(mount, call)
@@ -68,22 +68,20 @@ def poison(mount: Mount, code: int, call: Call) -> None:
         except OSError as error:
             problems.append(error.strerror or str(error))
     try:
-        _through_ours(mount, code, call)
+        _through_ours(mount, code)
         return
     except OSError as error:
         problems.append(error.strerror or str(error))
     raise OSError(errno.EIO, "; ".join(problems))
 
 
-def _through_ours(mount: Mount, code: int, call: Call) -> None:
+def _through_ours(mount: Mount, code: int) -> None:
     with place(mount) as directory:
         try:
             _write(mount, directory, code)
         except OSError as error:
-            if error.errno != errno.EROFS:
-                raise
-            with writable(mount, directory, wait=not call.is_remount):
-                _write(mount, directory, code)
+            mount.refuses = error.errno == errno.EROFS
+            raise
 
 
 def _write(mount: Mount, through: int, code: int) -> None:

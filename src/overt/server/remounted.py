@@ -2,27 +2,41 @@
 
 import threading
 import time
+from typing import NamedTuple
 
 from overt.server.mount import Mount
 from overt.server.syncing import carry_over
 
 _LOOK = 0.01
 """seconds between two looks at their uppers"""
+_PAUSE, _LONGEST = 0.1, 60.0
+"""seconds between two attempts to tell of the same error: at first, and at most"""
+
+
+class _Attempt(NamedTuple):
+    """An error that was to be carried over to a mount."""
+
+    number: int
+    again: float
+    """when it may be tried again, if it is still owed"""
+    pause: float
+
+
+_NONE = _Attempt(0, 0.0, 0.0)
 
 
 class Remounted:
     """Looks after them while there are any, on a thread of its own."""
 
     def __init__(self) -> None:
-        self._tried: dict[Mount, int] = {}
-        """the number of the last error that was carried over to each, or could not be"""
+        self._tried: dict[Mount, _Attempt] = {}
         self._lock = threading.Lock()
 
     def add(self, mount: Mount) -> None:
         """Look after `mount`, until the kernel asks again or it is gone. Any thread."""
         with self._lock:
             idle = not self._tried
-            self._tried.setdefault(mount, 0)
+            self._tried.setdefault(mount, _NONE)
         if idle:
             threading.Thread(target=self._look_after, daemon=True).start()
 
@@ -42,11 +56,14 @@ class Remounted:
                 mount.end()
 
     def _look(self, mount: Mount) -> None:
-        """Each error is tried once: the next one, or the next remount, takes along what did not go."""
         if mount.upper is None or mount.account is None:
             return
         mount.upper.check()
         owed = mount.account.owed()
-        if owed is not None and owed.number > self._tried[mount] and mount.begin():
-            self._tried[mount] = owed.number
+        if owed is None:
+            return
+        last, now = self._tried[mount], time.monotonic()
+        pause = _PAUSE if owed.number > last.number else min(2 * last.pause, _LONGEST)
+        if (owed.number > last.number or now > last.again) and mount.begin():
+            self._tried[mount] = _Attempt(owed.number, now + pause, pause)
             mount.pool.submit(carry_over, mount)

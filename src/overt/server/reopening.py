@@ -14,8 +14,8 @@ moment that this takes, a millisecond or two, in which the server itself refuses
     an error later   somebody looks at the upper every few milliseconds while such a mount is there
                      (server/remounted.py).
 
-Whoever remounts it meanwhile has the last word. A remount to writable that stands in line behind our last one is
-carried out; one that comes in the microseconds before it is undone.
+Whoever remounts it meanwhile has the last word: the kernel asks us to flush what is writable when it is remounted.
+Only a remount in the microseconds in which we find out that it is writable for our sake is undone.
 
 The tempting wrong way is to keep the hidden file open for writing, for then: such a file makes the remount fail
 (EBUSY).
@@ -85,6 +85,10 @@ def writable(mount: Mount, directory: int, *, wait: bool) -> Iterator[None]:
     """
     if not mount.reopening.acquire(timeout=_CLOSING if wait else 0):
         raise OSError(errno.EBUSY, "the superblock is still being made read-only again")
+    if mount.account is None or mount.account.owed() is None:  # the last time has seen to it
+        mount.reopening.release()
+        yield
+        return
     again = os.dup(directory)
     closer = threading.Thread(target=_close, args=(mount, again), daemon=True)
     try:
@@ -112,6 +116,7 @@ def _open(mount: Mount, directory: int) -> None:
         try:
             with contextlib.suppress(OSError):  # without CAP_SYS_NICE it is a matter of microseconds
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            mount.opener = threading.get_native_id()
             mounts.reconfigure(directory, "rw")
         except OSError as error:
             failed.append(error)
@@ -123,15 +128,17 @@ def _open(mount: Mount, directory: int) -> None:
         time.sleep(_PAUSE / 10)
     mount.line.stand()
     thread.join()
+    mount.opener = 0
     mount.line.leave()
     if failed:
         raise failed[0]
-    mount.reopened = True
+    mount.reopened = not mount.overtaken
 
 
 def _close(mount: Mount, directory: int) -> None:
     """Make the superblock read-only again, unless somebody else has remounted it since."""
     mount.closer = threading.get_native_id()
+    mount.line.stand()
     deadline = time.monotonic() + _CLOSING
     try:
         while not mount.overtaken:
@@ -146,6 +153,7 @@ def _close(mount: Mount, directory: int) -> None:
                 time.sleep(_PAUSE)
     finally:
         mount.closer = 0
+        mount.line.leave()
         os.close(directory)
         mount.reopening.release()
 
@@ -159,8 +167,13 @@ def leave(mount: Mount) -> None:
 def overtake(mount: Mount) -> None:
     """Somebody else remounts it: if it is writable for our sake, it is as he says from now on."""
     if mount.reopened:
-        mount.overtaken = True
-        leave(mount)
+        was_writable(mount)
+
+
+def was_writable(mount: Mount) -> None:
+    """It is so without us: the kernel has asked to flush what was to be made writable, or somebody remounts that."""
+    mount.overtaken = True
+    leave(mount)
 
 
 def _refusing(mount: Mount) -> list[Callable[[Mount, Request], bytes | memoryview | None]]:

@@ -16,7 +16,7 @@ from overt.server import caller
 from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
 from overt.server.poison import poison
-from overt.server.reopening import is_read_only, leave, overtake
+from overt.server.reopening import is_read_only, leave, overtake, place, was_writable, writable
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.wire import fuse
@@ -106,6 +106,9 @@ def syncfs(mount: Mount, request: Request) -> Reply:
     if request.pid == mount.closer != 0:
         leave(mount)
         return mount.session.empty(request.unique)
+    if request.pid == mount.opener != 0:
+        was_writable(mount)
+        return mount.session.empty(request.unique)
     if mount.volatile:
         return _volatile(mount, request)
     mount.begin()
@@ -170,7 +173,10 @@ def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | 
         if call.is_syncfs or call.is_remount or not call.is_known:
             # A flush that failed is on the cursor too, so that who is told by this answer is not told again. What
             # cannot be put there is told by this answer; it stays owed, and the next to ask is told as well.
-            code = _carry(mount, call) or code
+            owed = _carry(mount, call)
+            if owed and mount.refuses and not call.is_syncfs:
+                _reopen(mount, wait=False)
+            code = owed or code
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
         code = code or errno.EIO
@@ -184,13 +190,37 @@ def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | 
 def carry_over(mount: Mount) -> None:
     """Where the kernel keeps syncfs(2) from us: put a known error on the cursor at once. Made by a worker."""
     try:
-        if not mount.remounted or mount.reopening.locked() or is_read_only(mount):  # else the kernel asks again
+        if not mount.remounted:
             _carry(mount, caller.UNKNOWN)
+        elif mount.reopening.locked() or is_read_only(mount):  # else the kernel asks again
+            _reopen(mount, wait=True)
     except OSError as problem:
         mount.events.say("cursor not set", mount=mount.target, why=str(problem))
     except Exception:
         mount.events.crash(f"carrying an error over to {mount.target}")
     mount.end()
+
+
+def _reopen(mount: Mount, *, wait: bool) -> None:
+    """Carry over what is owed by a superblock that is read-only; `wait`: see `writable`. In bounded time, as `_carry`.
+
+    Not while `settling` is held: who is in syncfs(2) has s_umount, for which this has to wait, and may need the other.
+    """
+
+    def reopen() -> None:
+        try:
+            with place(mount) as directory, writable(mount, directory, wait=wait):
+                _carry(mount, caller.UNKNOWN)
+        except OSError as problem:
+            mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+        except Exception:
+            mount.events.crash(f"setting the cursor of {mount.target}")
+        mount.end()
+
+    if mount.begin():
+        thread = threading.Thread(target=reopen, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
 
 
 def _carry(mount: Mount, call: caller.Call) -> int:
