@@ -19,7 +19,7 @@ def telling() -> None:
     """The superblock's cursor is never set: SYNCFS is answered after the flush, and that is all."""
     from overt.server import syncing
 
-    syncing.poison = lambda mount, code, call: None
+    syncing.poison = lambda *_: None
 
 
 def holding() -> None:
@@ -111,7 +111,7 @@ class _Os:
         return getattr(os, name)
 
 
-def reopening() -> None:
+def reopening_files() -> None:
     """Files that are open when they are copied up stay as they were opened."""
     from overt.tree import copyup
 
@@ -276,11 +276,32 @@ def callers_descriptor() -> None:
     poison._callers = _cannot
 
 
+def reopening() -> None:
+    """A read-only superblock stays read-only."""
+    from overt.server import syncing
+
+    syncing.writable = _cannot
+
+
+def watching() -> None:
+    """Nobody looks at an upper for mounts that the kernel does not ask about it."""
+    from overt.server.remounted import Remounted
+
+    Remounted.add = lambda self, mount: None
+
+
 def own_place() -> None:
     """The cursor is not set through the place where the server mounted."""
     from overt.server import poison
 
     poison._ours = _cannot
+
+
+def own_clone() -> None:
+    """The cursor is not set through a clone of the place where the server mounted."""
+    from overt.server import poison
+
+    poison._through_ours = _cannot
 
 
 def unlocking() -> None:

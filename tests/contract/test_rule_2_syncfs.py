@@ -209,14 +209,18 @@ def test_a_32_bit_program_is_told(ext4: Scene) -> None:
     told_once(container, overlay.target, "syncfs_32")
 
 
-@pytest.mark.parametrize("off", ["own_place", "unlocking"])
-def test_a_read_only_container_is_told_by_either_of_two_ways(stage: Stage, off: str) -> None:
+@pytest.mark.parametrize("off", ["own_place,own_clone", "unlocking,own_clone", "own_place,unlocking"])
+def test_a_read_only_container_is_told_by_each_of_three_ways(stage: Stage, off: str) -> None:
     read_only(stage("ext4", off=off))
 
 
 @pytest.mark.parametrize(
     ("ask", "off"),
-    [(read_only, "own_place,unlocking"), (only_there, "callers_descriptor"), (only_there_and_read_only, "unlocking")],
+    [
+        (read_only, "own_place,unlocking,own_clone"),
+        (only_there, "callers_descriptor"),
+        (only_there_and_read_only, "unlocking"),
+    ],
     ids=["read_only", "only_there", "only_there_and_read_only"],
 )
 def test_each_way_to_the_cursor_is_needed_by_somebody(stage: Stage, ask: Callable[[Scene], None], off: str) -> None:
@@ -328,22 +332,3 @@ def test_a_descriptor_sent_to_another_process_is_told_once(ext4: Scene) -> None:
         _, fds, _, _ = socket.recv_fds(right, 1, 1)
     overlay.lose()
     assert [syncfs(ext4.keep(fds[0])), syncfs(fd)] == [EIO, 0]
-
-
-def test_a_mount_made_read_only_as_a_whole_is_told_what_was_there_before(ext4: Scene) -> None:
-    """U25. What comes later is unsolved: the kernel does not ask a read-only superblock (sync_filesystem)."""
-    overlay, other = ext4.overlay(), ext4.overlay()
-    old = overlay.open()
-    ext4.close(overlay.lose())
-    assert syncfs(old) == EIO
-    waiting = overlay.open()
-    mounts_read_only(overlay)
-    assert syncfs(waiting) == 0
-    other.lose()
-    assert other.new_syncfs() == EIO
-    assert overlay.new_syncfs() == 0  # unsolved
-
-
-def mounts_read_only(overlay: Overlay) -> None:
-    code = libc.mount(None, os.fsencode(overlay.target), None, MS_REMOUNT | mounts.MOUNT_ATTR_RDONLY, None)
-    assert code == 0, os.strerror(ctypes.get_errno())

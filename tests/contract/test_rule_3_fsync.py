@@ -82,7 +82,7 @@ def test_a_descriptor_opened_before_copy_up_counts_from_the_copy_up(scene: Scene
 
 def test_without_reopening_at_copy_up_it_does_not(stage: Stage, filesystem: str) -> None:
     with pytest.raises(AssertionError, match="== "):
-        counts_from_the_copy_up(stage(filesystem, off="reopening"))
+        counts_from_the_copy_up(stage(filesystem, off="reopening_files"))
 
 
 def test_a_file_that_only_a_lower_layer_has_has_nothing_to_lose(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,10 @@ from overt.judge.play import Outcome
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-SYSTEMS = ("plain", "kernel", "kernel volatile", "fuse-overlayfs", "fuse-overlayfs volatile", "overt", "overt volatile")
+SYSTEMS = (
+    "plain", "kernel", "kernel volatile", "fuse-overlayfs", "fuse-overlayfs volatile", "overt", "overt volatile",
+    "overt guard",
+)  # fmt: skip
 CASES = ("U1", "U4", "U5", "U8", "U11", "U13-durable", "U18-directory")
 
 
@@ -69,7 +73,7 @@ def test_the_plain_filesystem_tells_one_of_many(cells: Cells) -> None:
 
 
 def test_overt_holds_and_the_exit_status_says_so(run: subprocess.CompletedProcess[str], cells: Cells) -> None:
-    for system in ("overt", "overt volatile"):
+    for system in ("overt", "overt volatile", "overt guard"):
         assert set(verdicts(cells, system).values()) == {"holds", "not applicable"}
     assert (run.returncode, run.stderr) == (0, "")
 
@@ -236,6 +240,40 @@ def test_a_run_that_is_killed_leaves_nothing_behind(number: signal.Signals, tmp_
         process.wait(60)
     wait_until(lambda: not processes_with(mark), f"left: {processes_with(mark)}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_ctrl_c_shows_what_is_known_so_far(form: str, tmp_path: Path) -> None:
+    """The second cell of four is a system that never mounts."""
+    mark, scratch = f"judge-{os.getpid()}-{form}", tmp_path / "scratch"
+    scratch.mkdir()
+    script = tmp_path / "never"
+    script.write_text("#!/bin/sh\nexec sleep 1000\n")
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "overt", "judge", "--only", "U1,U3", "--systems", "plain", "--jobs", "1"]
+    command += ["--system", f"{script} {{mount}}", "--check", *(["--json"] if form == "json" else [])]
+    environment = {**os.environ, "TMPDIR": str(scratch), "MARK": mark}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, start_new_session=True
+    ) as process:
+        wait_until(lambda: "sleep" in map(name_of, processes_with(mark)), "the second cell is being played")
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "overt judge: interrupted: 1 of 4 cells were played\n")
+    if form == "json":
+        assert [(cell["scenario"], cell["verdict"]) for cell in json.loads(out)] == [("U1-fsync", "holds")]
+    else:
+        assert re.search(r"^ U1-fsync +│must│ yes +$", out, re.MULTILINE), out
+        assert re.search(r"^ U3-fsync-late *│nice│ +$", out, re.MULTILINE), out
+    wait_until(lambda: not processes_with(mark), f"left: {processes_with(mark)}")
+    assert list(scratch.iterdir()) == []
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def test_an_overseer_that_is_killed_leaves_no_process_and_no_disk(tmp_path: Path) -> None:

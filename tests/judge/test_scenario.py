@@ -6,11 +6,12 @@ import pytest
 
 from overt.judge import choice, expected, scenario
 from overt.judge.cells import merge
+from overt.judge.columns import SYSTEMS
 from overt.judge.party import Calls
 from overt.judge.play import FLAKY, HOLDS, UNKNOWN, VIOLATED, Outcome
 from overt.judge.scenario import Step
 from overt.judge.stage import Stage
-from overt.judge.systems import SYSTEMS, from_command
+from overt.judge.systems import from_command
 
 TEXT = """
 title = "a title"

@@ -49,7 +49,15 @@ def test_every_cell_is_as_expected_three_times_of_three(upper: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("system", "told"), [("plain", 1), ("kernel", 0), ("fuse-overlayfs", 0), ("overt", 1000), ("overt strict", 1000)]
+    ("system", "told"),
+    [
+        ("plain", 1),
+        ("kernel", 0),
+        ("fuse-overlayfs", 0),
+        ("overt", 1000),
+        ("overt strict", 1000),
+        ("overt guard", 1000),
+    ],
 )
 def test_of_a_thousand_containers_so_many_are_told_at_the_first_call(system: str, told: int) -> None:
     done = judge("--only", "U5", "--containers", "1000", "--systems", system, "--json", seconds=800)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 
+from overt.cli.report import complain
+from overt.judge.play import Outcome
 from overt.judge.uppers import UPPERS
 
 _DEFAULT = "ext4"
+_INTERRUPTED = 130
 _HELP = """Find out whom each overlay filesystem tells of lost writes.
 
 Every scenario (a use case of docs/judge.md, or a FILE of your own) is played with every system on every upper, each
@@ -20,6 +23,7 @@ Exit status:
   1  one does not; or, with --check, a cell is not what is expected; or the run could not go on
   2  bad usage
   3  unknown: it could not be found out for overt
+  130  interrupted (Ctrl-C): what is known so far was printed
 """
 
 
@@ -73,8 +77,13 @@ def command(
     if os.geteuid() != 0:
         raise click.ClickException("judge needs root, to attach loop devices and to mount")
     todo = cells(scenarios, systems, uppers)
-    with judge(todo, runs, jobs) as arriving:
-        outcomes = table.watch(arriving, len(todo))
+    outcomes: list[Outcome] = []
+    interrupted = False
+    try:
+        with judge(todo, runs, jobs) as arriving:
+            table.watch(arriving, len(todo), outcomes)
+    except KeyboardInterrupt:
+        interrupted = True
     order = {(cell.scenario.id, cell.system.name, cell.upper): number for number, cell in enumerate(todo)}
     outcomes.sort(key=lambda outcome: order[outcome.scenario, outcome.system, outcome.upper])
     if as_json:
@@ -85,6 +94,9 @@ def command(
             table.counterexamples(outcomes, out)
     if html:
         html.write_text(page.render(outcomes, scenarios, systems))
+    if interrupted:
+        complain("overt judge", f"interrupted: {len(outcomes)} of {len(todo)} cells were played")
+        return _INTERRUPTED
     if check:
         return expected.report(outcomes)
     return table.status(outcomes, scenarios)

@@ -15,6 +15,9 @@ FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
+FSCONFIG_CMD_RECONFIGURE = 7
+FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -97,6 +100,19 @@ def set_attributes(fd: int, add: int = 0, remove: int = 0) -> None:
         remove |= MOUNT_ATTR__ATIME  # the ways to treat access times are one field, not single bits
     packed = _MOUNT_ATTR.pack(add, remove, 0, 0)
     syscall("mount_setattr", fd, b"", AT_EMPTY_PATH, packed, len(packed))
+
+
+def reconfigure(root: int, flag: str) -> None:
+    """Remount the superblock of the mount whose root `root` is, with `flag` (ro, rw); waits for who is in syncfs(2).
+
+    Raises OSError: EBUSY for `ro` while somebody can write. (fspick(2), fsconfig(2))
+    """
+    context = syscall("fspick", root, b"", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH)
+    try:
+        syscall("fsconfig", context, FSCONFIG_SET_FLAG, flag.encode(), None, 0)
+        syscall("fsconfig", context, FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+    finally:
+        os.close(context)
 
 
 def attach(mount_fd: int, path: str | bytes) -> None:

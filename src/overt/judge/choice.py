@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overt.judge import histories, scenario
+from overt.judge.columns import SYSTEMS
 from overt.judge.scenario import Scenario
-from overt.judge.systems import SYSTEMS, System, from_command
+from overt.judge.systems import System, from_command
 
 
 def choose(files: Sequence[Path], only: Sequence[str], containers: int | None) -> list[Scenario]:

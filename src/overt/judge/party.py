@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from overt.host import files, process
 from overt.host.libc import check, libc
+from overt.judge.guarded import bring_in
 from overt.judge.scenario import Nonsense
 from overt.lab import bounded
 from overt.lab.container import close_all_but, enter
@@ -225,8 +226,9 @@ class Calls:
 class Party:
     """A party as the one sees it who tells it what to do (a process with one thread)."""
 
-    def __init__(self, name: str, root: int, place: str, clean: int, marker: bytes) -> None:
-        """`root`: a detached mount's descriptor; `place`: where it is attached in the namespace `clean`.
+    def __init__(self, name: str, root: int, place: str, clean: int, marker: bytes, door: int = -1) -> None:
+        """`root`: a detached mount's descriptor; `place`: where it is attached in the namespace `clean`; `door`: see
+        System.door.
 
         OSError if it cannot start.
         """
@@ -235,7 +237,7 @@ class Party:
         with inside:
             self.pid = os.fork()
             if self.pid == 0:
-                _live(root, inside.fileno(), place, clean, marker)
+                _live(root, inside.fileno(), place, clean, marker, door)
         self._socket.settimeout(PATIENCE)
         self._ended = False
 
@@ -277,15 +279,17 @@ class Party:
             raise TimeoutError(errno.ETIMEDOUT, f"{self.name} was killed, but is not dead in {PATIENCE:g} s")
 
 
-def _live(root: int, control: int, place: str, clean: int, marker: bytes) -> NoReturn:
+def _live(root: int, control: int, place: str, clean: int, marker: bytes, door: int) -> NoReturn:
     try:
         process.die_with_parent(signal.SIGKILL)
-        close_all_but(root, control, clean)
+        close_all_but(root, control, clean, *([door] if door >= 0 else []))
         with socket.socket(fileno=control) as conversation:
             try:
                 process.setns(clean, process.CLONE_NEWNS)
                 os.close(clean)
                 enter(root, place)
+                if door >= 0:
+                    bring_in(door)
             except OSError as error:
                 conversation.send(json.dumps(["EIO", str(error)]).encode())
                 raise

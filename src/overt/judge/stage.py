@@ -128,7 +128,11 @@ class Stage:
             self.why = str(why)
             return "refused"
         self._mounted.add(who)
-        self._parties[who] = self._party(who, target)
+        self._parties[who] = self._party(who, target, self._system.door())
+        try:
+            self._system.admit(layers)
+        except Refused as why:
+            raise Premise(f"{who}: {why}") from None
         return "0"
 
     def _umount(self, who: str) -> str:
@@ -267,12 +271,16 @@ class Stage:
         if self.witness >= 0:
             os.close(self.witness)
 
-    def _party(self, name: str, path: str) -> Party:
-        clone = mounts.clone(path)
+    def _party(self, name: str, path: str, door: int = -1) -> Party:
         try:
-            party = Party(name, clone, f"{self._base}/root", self._clean, self.disk.marker)
+            clone = mounts.clone(path)
+            try:
+                party = Party(name, clone, f"{self._base}/root", self._clean, self.disk.marker, door)
+            finally:
+                os.close(clone)
         finally:
-            os.close(clone)
+            if door >= 0:
+                os.close(door)
         self._held.callback(party.end)
         party.ready()
         return party

@@ -72,6 +72,17 @@ class System(ABC):
     def mount(self, layers: Layers, target: str) -> None:
         """Raises Refused."""
 
+    def door(self) -> int:
+        """A connection by which a container's process comes under the system's care (judge/guarded.py); -1: it is not.
+
+        A descriptor, the caller's to close. OSError.
+        """
+        return -1
+
+    def admit(self, layers: Layers) -> None:
+        """Wait until it has. Raises Refused."""
+        return
+
     def umount(self, target: str) -> str:
         """Unmount as its users do; what they are told: 0, an errno's name, or EIO for a record of lost data."""
         mounts.umount(target)
@@ -238,27 +249,6 @@ class Overt(System):
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
-
-
-_LAYERS = "lowerdir={lower},upperdir={upper},workdir={work}"
-
-SYSTEMS: list[System] = [
-    Plain("plain"),
-    Kernel("kernel"),
-    Kernel("kernel volatile", "volatile", ("volatile", None)),
-    Command("fuse-overlayfs", "ordinary", ["fuse-overlayfs", "-o", _LAYERS, "{mount}"]),
-    Command("fuse-overlayfs volatile", "volatile", ["fuse-overlayfs", "-o", f"{_LAYERS},volatile", "{mount}"]),
-    Command(
-        "mergerfs",
-        "ordinary",
-        ["mergerfs", "-o", "category.create=ff,minfreespace=0", "{upper}=RW:{lower}=RO", "{mount}"],
-    ),
-    Command("unionfs-fuse", "ordinary", ["unionfs", "-o", "cow", "{upper}=RW:{lower}=RO", "{mount}"]),
-    Overt("overt"),
-    Overt("overt strict", "ordinary", "fsync=strict"),
-    Overt("overt nopassthrough", "ordinary", "nopassthrough"),
-    Overt("overt volatile", "volatile", "volatile"),
-]
 
 
 def from_command(line: str, kind: str) -> System:

@@ -58,8 +58,8 @@ def _table(outcomes: Sequence[Outcome], scenarios: Sequence[Scenario]) -> Table:
     for scenario in scenarios:
         cells = []
         for system in systems:
-            verdict = found.get((scenario.id, system), UNKNOWN)
-            cells.append(Text(SIGNS[verdict], style=_STYLES[verdict]))
+            verdict = found.get((scenario.id, system))  # none: interrupted before it was played
+            cells.append(Text(SIGNS[verdict], style=_STYLES[verdict]) if verdict else Text())
         table.add_row(scenario.id, Text(scenario.need, style="" if scenario.need == "must" else "dim"), *cells)
     return table
 
@@ -79,9 +79,8 @@ def counterexamples(outcomes: Sequence[Outcome], console: Console) -> None:
             console.print(line, markup=False, highlight=False)
 
 
-def watch(arriving: Iterator[Outcome], total: int) -> list[Outcome]:
-    """Show how far it is, on stderr if that is a terminal, until all outcomes are there."""
-    outcomes: list[Outcome] = []
+def watch(arriving: Iterator[Outcome], total: int, outcomes: list[Outcome]) -> None:
+    """Show how far it is, on stderr if that is a terminal, until all outcomes are in `outcomes`."""
     console = Console(stderr=True)
     what = TextColumn("{task.description}", table_column=Column(width=50, no_wrap=True))
     columns = (what, BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
@@ -91,7 +90,6 @@ def watch(arriving: Iterator[Outcome], total: int) -> list[Outcome]:
             outcomes.append(outcome)
             what_now = f"{outcome.upper}: {outcome.scenario}: {outcome.system}"
             bar.update(task, advance=1, description=what_now)
-    return outcomes
 
 
 def show_choice(scenarios: Sequence[Scenario], systems: Sequence[System], console: Console) -> None:

@@ -1,7 +1,7 @@
 """Who asked, and in which system call: what the header of a FUSE request does not say.
 
-A SYNCFS request comes from syncfs(2), from umount(2), and from any sync(2) on the machine. The caller waits in that
-call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
+A SYNCFS request comes from syncfs(2), from umount(2), from a remount, and from any sync(2) on the machine. The caller
+waits in that call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
 """
 
 import platform
@@ -12,6 +12,8 @@ from typing import NamedTuple
 # syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
 _SYNCFS = {"x86_64": (306, 344), "aarch64": (267, 388)}.get(platform.machine(), ())
 _SYNC = {"x86_64": (162, 36), "aarch64": (81, 36)}.get(platform.machine(), ())
+# mount(2), and fsconfig(2), which has one number everywhere.
+_REMOUNT = {"x86_64": (165, 21, 431), "aarch64": (40, 21, 431)}.get(platform.machine(), ())
 
 
 class Call(NamedTuple):
@@ -40,6 +42,11 @@ class Call(NamedTuple):
     def is_syncfs(self) -> bool:
         """Whether it is syncfs(2); `argument` is its descriptor then."""
         return self.number in _SYNCFS
+
+    @property
+    def is_remount(self) -> bool:
+        """Whether it is mount(2) or fsconfig(2), which remounts."""
+        return self.number in _REMOUNT
 
 
 _UNSEEN, _MOVING = -1, -2

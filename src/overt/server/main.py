@@ -21,11 +21,12 @@ _LAST_REQUESTS = 3.0
 """seconds for the kernel to say that unmounted mounts are gone"""
 
 # What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts;
-# open by handle; the caller's descriptor and its namespace. Not sys_resource: quotas and reserved blocks hold for us
+# open by handle; the caller's descriptor and its namespace; the first place in a line (sys_nice,
+# server/reopening.py). Not sys_resource: quotas and reserved blocks hold for us
 # too.
 CAPABILITIES = {
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "mknod", "setfcap", "setgid", "setuid",
-    "sys_admin", "sys_chroot", "sys_ptrace",
+    "sys_admin", "sys_chroot", "sys_nice", "sys_ptrace",
 }  # fmt: skip
 
 

@@ -59,6 +59,36 @@ class Handle:
         """whether it can be mapped and written behind the server's back"""
 
 
+class Line:
+    """The line for s_umount, which whoever remounts has: he is answered when one of us stands in it (reopening.py)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._standing = False
+        self._release: Callable[[], None] | None = None
+
+    def expect(self, release: Callable[[], None] | None) -> None:
+        """Have `release` called as soon as one of us stands in line: now, if one does. None: forget the last one."""
+        with self._lock:
+            self._release = None if self._standing else release
+            now = self._standing
+        if now and release is not None:
+            release()
+
+    def stand(self) -> None:
+        """One of us stands in line."""
+        with self._lock:
+            self._standing = True
+            release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def leave(self) -> None:
+        """He has had his turn."""
+        with self._lock:
+            self._standing = False
+
+
 class Loop(Protocol):
     """What a mount needs of the engine that serves it."""
 
@@ -129,6 +159,20 @@ class Mount:
         self.held: list[int] = []
         """further descriptors that live as long as the mount"""
         self.handlers: list[Handler] = []
+        self.served: list[Handler] = []
+        """what `handlers` are but for a moment (server/reopening.py)"""
+        self.remounted = False
+        """whether the kernel may have stopped asking us, because somebody has remounted it read-only"""
+        self.on_remount: Callable[[Mount], None] = lambda mount: None
+        self.line = Line()
+        self.refuses = False
+        """whether its superblock was read-only, or about to be, when its cursor was to be set"""
+        self.reopening = threading.Lock()
+        """held from before such a superblock is writable for a moment until it is read-only again"""
+        self.reopened = self.overtaken = False
+        """whether it is writable now for that reason only, and whether somebody has remounted it since"""
+        self.opener = self.closer = 0
+        """the threads that make it writable, and read-only again"""
         self.serve_hidden: Handler = _nobody
         self.refused = ""
         """why nothing came of the negotiation with the kernel"""

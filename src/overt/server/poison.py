@@ -11,13 +11,14 @@ mount, so that nothing of ours keeps the mount busy before or after. Whose descr
 1. the caller's own, the one it called syncfs with: there always is one, in whatever namespace;
 2. the place where the server mounted it: the caller's mount may be read-only where this one is not, or its thread may
    not be visible from here;
-3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace.
+3. a clone of the caller's mount with the read-only flag taken off, made inside the caller's mount namespace;
+4. a clone of our own place likewise. If that is refused, the superblock is read-only (server/reopening.py).
 
 Not by one more mount of the same block device, which would need neither caller nor place: the kernel gives it the same
 superblock, but waits for its s_umount first, which whoever is in syncfs(2) holds.
 
 Each of these may hang, for as long as it likes: what the caller has in the place of its descriptor by now may be of any
-filesystem, and is asked for its st_dev; the path to the place, or what was mounted over it, likewise; and the last
+filesystem, and is asked for its st_dev; the path to the place, or what was mounted over it, likewise; and the third
 opens somebody's file. So all this runs on a thread of its own, for which nobody waits for ever (server/syncing.py); the
 thread that handles requests answers what it causes.
 
@@ -37,6 +38,7 @@ from overt.host import memory, mounts, process
 from overt.host.files import Handle, open_by_handle
 from overt.server.caller import Call
 from overt.server.mount import Mount
+from overt.server.reopening import place
 from overt.wire import fuse
 from overt.wire.record import pack
 
@@ -54,6 +56,7 @@ def new_number() -> int:
 def poison(mount: Mount, code: int, call: Call) -> None:
     """Record errno `code` on the mount's superblock; raise OSError if no way there was found."""
     problems = []
+    mount.refuses = False
     for route in (_callers, _ours, _unlocked):
         try:
             fd = route(mount, call)
@@ -64,7 +67,21 @@ def poison(mount: Mount, code: int, call: Call) -> None:
                 os.close(fd)
         except OSError as error:
             problems.append(error.strerror or str(error))
+    try:
+        _through_ours(mount, code)
+        return
+    except OSError as error:
+        problems.append(error.strerror or str(error))
     raise OSError(errno.EIO, "; ".join(problems))
+
+
+def _through_ours(mount: Mount, code: int) -> None:
+    with place(mount) as directory:
+        try:
+            _write(mount, directory, code)
+        except OSError as error:
+            mount.refuses = error.errno == errno.EROFS
+            raise
 
 
 def _write(mount: Mount, through: int, code: int) -> None:

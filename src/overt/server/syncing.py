@@ -16,6 +16,7 @@ from overt.server import caller
 from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
 from overt.server.poison import poison
+from overt.server.reopening import is_read_only, leave, overtake, place, was_writable, writable
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.wire import fuse
@@ -102,6 +103,12 @@ def syncfs(mount: Mount, request: Request) -> Reply:
     mount.tells_syncfs = True
     if mount.upper is None or mount.probing:
         return mount.session.empty(request.unique)
+    if request.pid == mount.closer != 0:
+        leave(mount)
+        return mount.session.empty(request.unique)
+    if request.pid == mount.opener != 0:
+        was_writable(mount)
+        return mount.session.empty(request.unique)
     if mount.volatile:
         return _volatile(mount, request)
     mount.begin()
@@ -125,9 +132,16 @@ def _ask(mount: Mount, request: Request, call: caller.Call) -> None:
     if call.is_sync:
         _answer(mount, request, 0)
         return
+    if call.is_remount:
+        mount.remounted = True
+        overtake(mount)
+    elif call.is_syncfs and not mount.reopening.locked():
+        mount.remounted = False
 
     def flushed(error: OSError | None) -> None:
         if error is None and account.owed() is None:
+            if call.is_remount:
+                mount.on_remount(mount)
             _answer(mount, request, 0)
         else:
             mount.pool.submit(_settle, mount, request, call, error)
@@ -144,24 +158,69 @@ def _answer(mount: Mount, request: Request, code: int) -> None:
 def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | None) -> None:
     """After the flush: carry over what is owed, and answer. Made by a worker."""
     code = error.errno or errno.EIO if error is not None else 0
+    unanswered = threading.Lock()
+
+    def answer() -> None:
+        if unanswered.acquire(blocking=False):
+            _answer(mount, request, code)
+
+    mount.begin()
     try:
-        if call.is_syncfs or not call.is_known:
+        if call.is_remount:
+            mount.on_remount(mount)
+        if not call.is_syncfs:
+            mount.line.expect(answer)
+        if call.is_syncfs or call.is_remount or not call.is_known:
             # A flush that failed is on the cursor too, so that who is told by this answer is not told again. What
             # cannot be put there is told by this answer; it stays owed, and the next to ask is told as well.
-            code = _carry(mount, call) or code
+            owed = _carry(mount, call)
+            if owed and mount.refuses and not call.is_syncfs:
+                _reopen(mount, wait=False)
+            code = owed or code
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
         code = code or errno.EIO
-    _answer(mount, request, code)
+    finally:
+        if not call.is_syncfs:
+            mount.line.expect(None)
+        answer()
+        mount.end()
 
 
 def carry_over(mount: Mount) -> None:
     """Where the kernel keeps syncfs(2) from us: put a known error on the cursor at once. Made by a worker."""
     try:
-        _carry(mount, caller.UNKNOWN)
+        if not mount.remounted:
+            _carry(mount, caller.UNKNOWN)
+        elif mount.reopening.locked() or is_read_only(mount):  # else the kernel asks again
+            _reopen(mount, wait=True)
+    except OSError as problem:
+        mount.events.say("cursor not set", mount=mount.target, why=str(problem))
     except Exception:
         mount.events.crash(f"carrying an error over to {mount.target}")
     mount.end()
+
+
+def _reopen(mount: Mount, *, wait: bool) -> None:
+    """Carry over what is owed by a superblock that is read-only; `wait`: see `writable`. In bounded time, as `_carry`.
+
+    Not while `settling` is held: who is in syncfs(2) has s_umount, for which this has to wait, and may need the other.
+    """
+
+    def reopen() -> None:
+        try:
+            with place(mount) as directory, writable(mount, directory, wait=wait):
+                _carry(mount, caller.UNKNOWN)
+        except OSError as problem:
+            mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+        except Exception:
+            mount.events.crash(f"setting the cursor of {mount.target}")
+        mount.end()
+
+    if mount.begin():
+        thread = threading.Thread(target=reopen, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
 
 
 def _carry(mount: Mount, call: caller.Call) -> int:
