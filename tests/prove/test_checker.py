@@ -29,7 +29,7 @@ def test_symmetry_changes_the_number_of_states_and_no_verdict(design: str) -> No
 def breaks_the_same(design: str, bound: Bound, volatile: bool) -> None:
     whole = Checker(DESIGNS[design], WHOLE, bound, (volatile,)).run().violations
     parts: set[claims.RuleId] = set()
-    for name in ("syncfs", "fsync", "data"):
+    for name in ("syncfs", "fsync", "msync", "data", "remount"):
         parts |= set(Checker(DESIGNS[design], SCOPES[name], bound, (volatile,)).run().violations)
     assert set(whole) == parts
 
