@@ -2,22 +2,30 @@
 
 One disk serves many histories. What the last one left on the upper's cursor is looked at, by the host, before the
 next: a cursor whose value was seen is as good as a new one.
+
+Nothing that is done here reaches beyond the disk. Inodes are evicted by way of a memory control group, in which those
+are who have caused them to be there.
 """
 
+import errno
+import mmap
 import os
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from overt.host import files, mounts
+from overt.host.libc import check, libc
 from overt.lab import Disk
-from overt.server.client import Client, ServerError, start
+from overt.server.client import Client, ServerError, Started, start
 
 PAGE = 4096
-EIO = 5
+EIO, ENOSPC = errno.EIO, errno.ENOSPC
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 
 
 def told(call, *args) -> int:
@@ -27,6 +35,43 @@ def told(call, *args) -> int:
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+class Group:
+    """A memory control group of this process and those that it starts: what they have caused can be reclaimed."""
+
+    def __init__(self) -> None:
+        """OSError where there is no memory controller, or it is not ours to use."""
+        first = Path("/sys/fs/cgroup/memory")
+        self._root = first if first.is_dir() else first.parent
+        self._reclaim = "memory.force_empty" if first.is_dir() else "memory.reclaim"
+        ours = {
+            controllers: path.lstrip("/")
+            for _, controllers, path in (line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines())
+        }
+        self._home = self._root / ours["memory" if first.is_dir() else ""]
+        self._own = self._root / f"overt-prove-{os.getpid()}"
+        self._own.mkdir()
+        try:
+            if not (self._own / self._reclaim).exists():
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(self._own / self._reclaim))
+            (self._own / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError:
+            self._own.rmdir()
+            raise
+
+    def reclaim(self) -> None:
+        """Have the kernel give back what it can: dentries first, then their inodes, then those of the layer below."""
+        for _ in range(4):
+            with suppress(BlockingIOError):  # there was not as much
+                (self._own / self._reclaim).write_text("1G")
+            time.sleep(0.01)  # a server forgets meanwhile
+
+    def close(self) -> None:
+        for pid in (self._own / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                (self._home / "cgroup.procs").write_text(pid)
+        self._own.rmdir()
 
 
 class System(ABC):
@@ -39,6 +84,10 @@ class System(ABC):
     @abstractmethod
     def umount(self, target: str) -> int:
         """Unmount; EIO if whoever does so is told of an error."""
+
+    def die(self, targets: list[str]) -> None:
+        """Kill whoever serves the mounts at `targets`, and start anew: nothing is mounted then."""
+        raise NotImplementedError
 
 
 class Kernel(System):
@@ -60,8 +109,34 @@ class Kernel(System):
 
 
 class Overt(System):
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    """A server, and another one when that was killed."""
+
+    def __init__(self, base: str) -> None:
+        self.base, self.number = base, 0
+        self.start()
+
+    def start(self) -> None:
+        self.number += 1
+        self.server: Started = start(f"{self.base}/socket-{self.number}", log=f"{self.base}/log")
+        self.client = Client(self.server.path)
+
+    def log(self) -> str:
+        return Path(self.base, "log").read_text()[-4000:]
+
+    def stop(self) -> None:
+        with self.client:
+            crashes = self.client.status()["events"].get("internal error")
+        assert self.server.stop() == 0, self.log()
+        assert not crashes, self.log()
+
+    def die(self, targets: list[str]) -> None:
+        self.client.close()
+        self.server.process.kill()
+        self.server.process.wait(10)
+        for target in targets:
+            assert told(os.statvfs, target) == errno.ENOTCONN
+        self.start()  # which clears dead mounts away
+        assert not any(map(os.path.ismount, targets))
 
     def mount(self, options: str, target: str) -> int:
         try:
@@ -84,11 +159,12 @@ class Stage:
         self.count = 0
         self.lower = base / "lower"
         self.lower.mkdir()
-        (self.lower / "file").write_bytes(b"lower")
+        (self.lower / "file").write_bytes(self.page)
+        self.group: Group | None = None
 
-    def lose(self) -> None:
+    def lose(self, code: int = EIO) -> None:
         """What is dirty meets a disk that refuses marked pages."""
-        self.disk.fail("data")
+        self.disk.fail("data", errno=code)
         self.disk.push()
         self.disk.heal()
 
@@ -119,6 +195,8 @@ class World:
         self.fds: dict[tuple[int, int], int] = {}
         self.targets: dict[int, Path] = {}
         self.uppers: dict[int, Path] = {}
+        self.read_only: set[int] = set()
+        """of which the superblock was remounted so"""
         self._made: list[Path] = []
 
     def do(self, party: int, verb: str, fd: int) -> int:
@@ -140,6 +218,7 @@ class World:
         return code
 
     def umount(self, party: int, _: int) -> int:
+        self.read_only.discard(party)
         return self.stage.system.umount(str(self.targets.pop(party)))
 
     def open(self, party: int, fd: int) -> None:
@@ -147,7 +226,36 @@ class World:
         self.fds[party, fd] = os.open(path, os.O_RDONLY)
 
     def open_write(self, party: int, fd: int) -> None:
+        copied = not (self.uppers[party] / "file").exists()
         self.fds[party, fd] = os.open(self.targets[party] / "file", os.O_RDWR)
+        if copied and self.kinds[party]:
+            self.stage.disk.push()  # the copy, which a volatile mount does not flush
+
+    def copy_fails(self, party: int, fd: int) -> int:
+        path = self.targets[party] / "file"
+        self.stage.disk.fail("data")
+        try:
+            self.fds[party, fd] = os.open(path, os.O_RDWR)
+            self.stage.disk.push()
+        except OSError as error:
+            assert path.read_bytes() == self.stage.page
+            assert not (self.uppers[party] / "file").exists()
+            return error.errno or -1
+        finally:
+            self.stage.disk.heal()
+        return 0
+
+    def remount_ro(self, party: int, _: int) -> int:
+        self.read_only.add(party)
+        return self._remount(party, _MS_RDONLY)
+
+    def remount_rw(self, party: int, _: int) -> int:
+        self.read_only.discard(party)
+        return self._remount(party, 0)
+
+    def _remount(self, party: int, flags: int) -> int:
+        target = os.fsencode(self.targets[party])
+        return told(lambda: check(libc.mount(None, target, None, _MS_REMOUNT | flags, None), target))
 
     def close_file(self, party: int, fd: int) -> None:
         os.close(self.fds.pop((party, fd)))
@@ -158,12 +266,18 @@ class World:
     def write_back(self, party: int, _: int) -> None:
         self.stage.disk.push()
 
-    def lose(self, party: int, _: int) -> None:
+    def write_sync(self, party: int, fd: int) -> int:
+        return told(os.pwritev, self.fds[party, fd], [self.stage.page], 0, os.RWF_SYNC)
+
+    def lose_space(self, party: int, _: int) -> None:
+        self.lose(party, _, ENOSPC)
+
+    def lose(self, party: int, _: int, code: int = EIO) -> None:
         if party == self.host:
             fd = os.open(self.stage.root / "host-file", os.O_RDWR | os.O_CREAT)
             os.pwrite(fd, self.stage.page, 0)
             os.close(fd)
-        self.stage.lose()
+        self.stage.lose(code)
 
     def syncfs(self, party: int, fd: int) -> int:
         return told(files.syncfs, self.fds[party, fd])
@@ -171,13 +285,37 @@ class World:
     def fsync(self, party: int, fd: int) -> int:
         return told(os.fsync, self.fds[party, fd])
 
+    def msync(self, party: int, fd: int) -> int:
+        with mmap.mmap(self.fds[party, fd], PAGE) as mapping:
+            return told(mapping.flush)
+
+    def fsync_dir(self, party: int, _: int) -> int:
+        fd = os.open(self.targets[party], os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return told(os.fsync, fd)
+        finally:
+            os.close(fd)
+
     def evict(self, party: int, _: int) -> None:
         """An inode with pages stays; without, it goes with its dentries, the overlay's first and then the upper's."""
+        assert self.stage.group is not None
         fd = os.open(self.uppers[party] / "file", os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
-        for _ in range(4):
-            Path("/proc/sys/vm/drop_caches").write_text("2")
+        self.stage.group.reclaim()
+
+    def die(self) -> None:
+        """The server of all mounts is killed. Whoever still has a file open is told that nobody answers.
+
+        But by syncfs(2) on a read-only superblock, which does not ask.
+        """
+        targets, self.targets = self.targets, {}
+        self.stage.system.die([str(target) for target in targets.values()])
+        for party, fd in [key for key in self.fds if key[0] != self.host]:
+            assert self.fsync(party, fd) == errno.ENOTCONN
+            assert party in self.read_only or self.syncfs(party, fd) == errno.ENOTCONN
+            self.close_file(party, fd)
+        self.read_only.clear()
 
     def abort(self, party: int, _: int) -> None:
         """The journal cannot be written. Nothing on this disk can be removed afterwards."""
@@ -187,9 +325,9 @@ class World:
             self.stage.disk.push()
         self._made.clear()
 
-    def in_call(self, party: int, verb: str, fd: int) -> int:
+    def in_call(self, party: int, verb: str, fd: int, code: int = EIO) -> int:
         """The question itself finds the disk failing."""
-        self.stage.disk.fail("data")
+        self.stage.disk.fail("data", errno=code)
         try:
             return self.do(party, verb, fd)
         finally:
@@ -216,12 +354,8 @@ def kernel_stage() -> Iterator[Stage]:
 def overt_stage() -> Iterator[Stage]:
     """`overt serve` with mounts on a failing disk."""
     with Disk("ext4", size=64 << 20) as disk, tempfile.TemporaryDirectory(prefix="overt-prove-") as base:
-        server = start(f"{base}/socket", log=f"{base}/log")
+        overt = Overt(base)
         try:
-            with Client(server.path) as client:
-                yield Stage(disk, Overt(client), Path(base))
-                crashes = client.status()["events"].get("internal error")
-                assert not crashes, Path(base, "log").read_text()[-4000:]
+            yield Stage(disk, overt, Path(base))
         finally:
-            status = server.stop()
-        assert status == 0, Path(base, "log").read_text()[-4000:]
+            overt.stop()

@@ -29,7 +29,7 @@ def test_symmetry_changes_the_number_of_states_and_no_verdict(design: str) -> No
 def breaks_the_same(design: str, bound: Bound, volatile: bool) -> None:
     whole = Checker(DESIGNS[design], WHOLE, bound, (volatile,)).run().violations
     parts: set[claims.RuleId] = set()
-    for name in ("syncfs", "fsync", "data"):
+    for name in ("syncfs", "fsync", "msync", "data", "remount"):
         parts |= set(Checker(DESIGNS[design], SCOPES[name], bound, (volatile,)).run().violations)
     assert set(whole) == parts
 
@@ -132,10 +132,10 @@ def test_with_check_error_as_many_are_told_as_opened_before_the_first_one_asked(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_overt_breaks_no_must_in_the_deeper_world() -> None:
+def test_overt_breaks_no_must_but_u25_in_the_deeper_world() -> None:
     """Three overlays, three descriptors each, three errors; as far as ten million states go."""
     for scope in SCOPES.values():
         for kinds in mixes(3):
             result = Checker(DESIGNS["overt"], scope, Bound(3, 3, 3), kinds).run(limit=10_000_000)
             print(scope.name, kinds, result.states, "all" if result.complete else "not all")
-            assert {number for number, _ in result.violations} <= {21, 22, 23}
+            assert {number for number, _ in result.violations} <= {21, 22, 23, 25}

@@ -2,7 +2,7 @@
 
 Each history becomes one scenario, whose last step says what the use case wants. What the model calls by one word takes
 some steps here: a lost write of the host's is a file of its own that the disk refuses. A history with mounts of both
-kinds is left out, for a system has one.
+kinds is left out, for a system has one; so is one with what no step can do.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 
 from overt.judge.scenario import Scenario, Step
 
-_REFUSE = ("disk: fail data", "disk: push", "disk: heal")
 _DUE = {"a mount is due": "0", "0 is due": "0"}  # anything else that is due is an error
 _FILE = "file"
+_UNABLE = ("remount_rw", "msync", "copy_fails")
 
 
 def read(path: Path) -> tuple[list[Scenario], list[str]]:
@@ -28,7 +28,10 @@ def read(path: Path) -> tuple[list[Scenario], list[str]]:
                 continue
             name = f"{verdict['use_case']}-{verdict['design'].replace(' ', '_')}"
             kinds = {kind for event in verdict["history"] if (kind := _kind(event["who"]))}
-            if len(kinds) == 1:
+            unable = [event["what"] for event in verdict["history"] if event["what"] in _UNABLE]
+            if unable:
+                left_out.append(f"{name}: no step does {unable[0]}")
+            elif len(kinds) == 1:
                 found.append(_scenario(name, verdict, kinds.pop()))
             else:
                 left_out.append(f"{name}: mounts of both kinds, or none")
@@ -73,23 +76,29 @@ def _steps(event: Mapping[str, Any], number: int) -> Iterator[str]:
             yield f"{who}: write {fd} doomed"
         case "write_back":
             yield "disk: push"
-        case "lose" if who == "host":
-            yield f"host: own = open lost{number} rw create"
-            yield "host: write own doomed"
-            yield "host: close own"
-            yield from _REFUSE
-        case "lose":
-            yield from _REFUSE
+        case "lose" | "lose_space" as how:
+            if who == "host":
+                yield f"host: own = open lost{number} rw create"
+                yield "host: write own doomed"
+                yield "host: close own"
+            yield "disk: fail data" + " ENOSPC" * (how == "lose_space")
+            yield "disk: push"
+            yield "disk: heal"
         case "abort":
             yield f"host: own = open lost{number} rw create"
             yield "disk: fail all"
             yield "disk: push"
             yield "disk: heal"
+        case "remount_ro":
+            yield f"{who}: read_only superblock"
         case "evict":
             yield f"host: drop {who}/upper/{_FILE}"
             yield "disk: evict"
         case "die":
             yield f"{who}: kill"
+        case "fsync_dir":
+            yield f"{who}: d{number} = open . dir"
+            yield f"{who}: fsync d{number} -> 0|error"
         case "syncfs" | "fsync" | "close" as call:
             yield f"{who}: {call} {fd}{'' if call == 'close' else ' -> 0|error'}"
         case "mount" | "umount" as call:

@@ -262,9 +262,9 @@ def options(scope: Scope, bound: Bound, upper: Upper, party: Party) -> list[tupl
     """The verbs that are worth trying on a party, in order: each with the index of an open file, or -1."""
     found: list[tuple[str, int]] = []
     for name in scope.host if party.host else scope.overlay:
-        if name == "lose" and upper.errors >= bound.errors:
-            continue
         on = VERBS[name].on
+        if VERBS[name].error and upper.errors >= bound.errors:
+            continue
         if not on:
             found.append((name, -1))
             continue

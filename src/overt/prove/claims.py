@@ -52,8 +52,8 @@ class Claim(NamedTuple):
     must: bool
     text: str
     rules: tuple[Rule, ...] = ()
-    unknown: str = ""
-    """why the model cannot say it"""
+    beyond: str = ""
+    """what of it the model cannot say, and why"""
     served: bool = False
     """whether it is about designs with a serving process only"""
 
@@ -87,7 +87,9 @@ def lost(call: Call) -> bool:
     return call.file.fsync.due and not call.file.fsync.early
 
 
-SYNCFS, FSYNC, BOTH = ("syncfs",), ("fsync",), ("fsync", "syncfs")
+SYNCFS, FSYNC, MSYNC, FSYNC_DIR = ("syncfs",), ("fsync",), ("msync",), ("fsync_dir",)
+READ_ONLY = ("syncfs, read-only",)
+"""a superblock that was remounted so is asked in vain, which is a use case of its own (`_question`)"""
 
 CLAIMS: Mapping[int, Claim] = {
     1: Claim(
@@ -133,8 +135,8 @@ CLAIMS: Mapping[int, Claim] = {
         True,
         "ordinary: the second syncfs returns 0, on the same fd and on one opened since",
         (
-            Rule(SYNCFS, ordinary(lambda c: c.file.syncfs.asked and c.upper.state == ALIVE), silent),
-            Rule(SYNCFS, ordinary(lambda c: _late(c) and c.upper.state == ALIVE), silent, sometimes=False),
+            Rule(SYNCFS + READ_ONLY, ordinary(lambda c: c.file.syncfs.asked and c.upper.state == ALIVE), silent),
+            Rule(SYNCFS + READ_ONLY, ordinary(lambda c: _late(c) and c.upper.state == ALIVE), silent, sometimes=False),
         ),
     ),
     8: Claim(
@@ -149,7 +151,11 @@ CLAIMS: Mapping[int, Claim] = {
         False,
         "an error before the mount: not told to it, and a volatile mount is not refused",
         (
-            Rule(SYNCFS, lambda c: not c.party.host and not c.party.seen.struck and c.upper.errors > 0, silent),
+            Rule(
+                SYNCFS + READ_ONLY,
+                lambda c: not c.party.host and not c.party.seen.struck and c.upper.errors > 0,
+                silent,
+            ),
             Rule(("mount",), volatile(lambda c: c.upper.errors > 0), silent, "a mount is due"),
         ),
     ),
@@ -208,11 +214,27 @@ CLAIMS: Mapping[int, Claim] = {
     ),
     17: Claim(
         True,
-        "copy-up that fails at any step: error returned, old content intact",
-        unknown="a copy-up is one step here; its system calls are failed one by one on the real thing",
+        "copy-up that the disk refuses: error returned, old content intact",
+        (
+            Rule(
+                ("copy_fails",),
+                ordinary(lambda c: True),
+                lambda c: told(c) and c.party.inode.place == LOWER,
+                "an error is due, and the file as it was",
+            ),
+        ),
+        beyond="*at any step*: a copy-up is one step here; its system calls are failed one by one on the real thing. "
+        "A volatile mount does not flush what it copies, so that no copy-up fails there: what is lost later is U4's",
     ),
     18: Claim(
-        True, "fsync of a directory", unknown="there are no directories here, nor blocks of metadata that could be lost"
+        True,
+        "fsync of a directory: as the upper can keep it; volatile: EIO after an error",
+        (
+            Rule(FSYNC_DIR, ordinary(lambda c: c.upper.state != ALIVE), told),
+            Rule(FSYNC_DIR, volatile(lambda c: c.party.seen.struck), told),
+            Rule(FSYNC_DIR, lambda c: c.upper.state == ALIVE and not _sticky(c), silent),
+        ),
+        beyond="what a directory's entries are, and a block of metadata that is lost without the journal aborting",
     ),
     19: Claim(
         True,
@@ -221,8 +243,13 @@ CLAIMS: Mapping[int, Claim] = {
     ),
     20: Claim(
         True,
-        "msync, O_SYNC, fdatasync, sync_file_range",
-        unknown="fdatasync is fsync here; whose cursor a mapping has is the kernel's affair, and not a design's",
+        "msync, and an O_SYNC write: told of what was lost, once",
+        (
+            Rule(MSYNC, ordinary(lambda c: c.file.msync.due), told),
+            Rule(MSYNC, ordinary(lambda c: c.file.msync.told), silent),
+        ),
+        beyond="sync_file_range reads the cursor of the overlay's own inode, which has no pages in any design: 0. "
+        "fdatasync is fsync (U1, U2). On a volatile mount msync is no question to the overlay (U14 leaves it out)",
     ),
     21: Claim(
         False,
@@ -250,8 +277,12 @@ CLAIMS: Mapping[int, Claim] = {
     ),
     25: Claim(
         True,
-        "overlay on overlay; a read-only remount; special files, O_PATH",
-        unknown="there is one layer of overlays here, and a file is a file",
+        "a read-only remount hides no error from syncfs",
+        (
+            Rule(READ_ONLY, ordinary(lambda c: waiting(c) or c.file.syncfs.due), told),
+            Rule(READ_ONLY, volatile(lambda c: c.party.seen.struck), told),
+        ),
+        beyond="overlay on overlay, special files, O_PATH: there is one layer of overlays here, and a file is a file",
     ),
 }
 
@@ -277,7 +308,11 @@ RuleId = tuple[int, int]
 
 def judge(call: Call) -> dict[RuleId, bool]:
     """For each rule whose situation this is: whether the answer is as it must be."""
-    return {name: rule.then(call) for name, rule in _BY_VERB.get(call.verb, ()) if rule.when(call)}
+    return {name: rule.then(call) for name, rule in _BY_VERB.get(_question(call), ()) if rule.when(call)}
+
+
+def _question(call: Call) -> str:
+    return READ_ONLY[0] if call.verb == "syncfs" and call.party.read_only else call.verb
 
 
 _BY_VERB: dict[str, list[tuple[RuleId, Rule]]] = {}
@@ -300,6 +335,8 @@ def remember(call: Call) -> bool:
             file.syncfs.hoping = seen.waiting and not party.volatile and not party.host
         case "die":
             party.seen = Seen(orphan=seen.orphan or (seen.waiting and not party.volatile))
+        case "syncfs" if party.read_only and not answer.errno:
+            pass  # nobody was asked
         case "syncfs":
             _asked(file.syncfs, seen.struck or party.host, answer)
             if answer.errno:
@@ -310,16 +347,23 @@ def remember(call: Call) -> bool:
                     upper.container_told = True
         case "fsync":
             _asked(file.fsync, party.inode.lost or file.fsync.due, answer)
+            file.msync.due = False
+            if answer.errno:
+                party.inode.lost = party.inode.evicted = False
+        case "msync":
+            _asked(file.msync, file.msync.due, answer)
+            file.fsync.due = file.fsync.again = False  # whether both are told of one error is the kernel's affair
             if answer.errno:
                 party.inode.lost = party.inode.evicted = False
         case "evict":
             party.inode.evicted = party.inode.lost
-        case "lose":
-            if not party.host:
+        case "lose" | "lose_space" | "copy_fails":
+            if not party.host and not answer.errno:
                 seen.lost = seen.mine = party.inode.lost = True
                 party.inode.evicted = False
                 for one in party.files:
                     _struck(one, one.fsync)
+                    _struck(one, one.msync)
             upper.host_told = upper.container_told = False
             return True
     return False

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from overt import errseq
 from overt.prove.world import ABORTED, ALIVE, DEAD, UPPER, File, Party, Upper
 
-EIO = 5
+EIO, ENOSPC = 5, 28
 
 
 class Cursors(Protocol):
@@ -69,9 +69,35 @@ class Design:
             self.reach_copy(overlay, file)
         return Answer(self.advance_file(overlay, file), True)
 
+    def msync(self, upper: Upper, overlay: Party, file: File) -> Answer:
+        """msync(2), MS_SYNC, of a mapping of a file that is open for writing; of others it does nothing. It asks the
+        upper's own file (backing_file_mmap), volatile or not; in kernel overlayfs that is the one that fsync asks."""
+        return Answer(self.advance_file(overlay, file), True)
+
+    def fsync_dir(self, upper: Upper, overlay: Party) -> Answer:
+        """fsync(2) on a directory: passed on to the upper's, which has no pages and no error of its own; what may fail
+        is the journal. Volatile: as on any file."""
+        if overlay.volatile:
+            return self.fsync(upper, overlay, File(is_open=True))
+        return Answer(0 if upper.state == ALIVE else EIO, True)
+
     def syncfs(self, upper: Upper, overlay: Party, file: File) -> Answer:
         """syncfs(2)."""
         raise NotImplementedError
+
+    def syncfs_read_only(self, upper: Upper, overlay: Party, file: File) -> Answer:
+        """syncfs(2) on a superblock that is read-only: the filesystem is not asked (fs/sync.c, sync_filesystem)."""
+        return Answer(self.advance_own(overlay, file))
+
+    def remount(self, upper: Upper, overlay: Party, *, read_only: bool) -> Answer:
+        """mount -o remount, of the superblock. Going read-only flushes an ordinary one's upper (ovl_reconfigure)."""
+        if read_only and not overlay.volatile:
+            return Answer(self.flush(upper), True)
+        return Answer()
+
+    def flushes_copies(self, overlay: Party) -> bool:
+        """Whether a copy is flushed before it gets its name (ovl_copy_up_file)."""
+        return not overlay.volatile
 
     def copied_up(self, overlay: Party) -> None:
         """The overlay's file was just copied up; some of its open files are of the lower one."""
@@ -125,10 +151,12 @@ def host_syncfs(design: Design, upper: Upper, file: File) -> Answer:
 
 def rank_files(counter: int, party: Party) -> None:
     """Renumber what is on the cursor of the party's inode."""
-    data = ranks(counter, [party.inode.wb_err, *(file.f_wb_err for file in party.files)])
+    files = party.files
+    positions = [*(file.f_wb_err for file in files), *(file.f_map_err for file in files)]
+    data = ranks(counter, [party.inode.wb_err, *positions])
     party.inode.wb_err = data[party.inode.wb_err]
-    for file in party.files:
-        file.f_wb_err = data[file.f_wb_err]
+    for file in files:
+        file.f_wb_err, file.f_map_err = data[file.f_wb_err], data[file.f_map_err]
 
 
 def ranks(counter: int, words: list[int]) -> dict[int, int]:

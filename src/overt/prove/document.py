@@ -67,7 +67,7 @@ def _page(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound
         solved, unsolved = (_list(mine, outcome) for outcome in (SOLVED, UNSOLVED))
         out.append(f"| `{design.name}` | {design.title}: {design.source} | {solved} | {unsolved} |")
     out += ["", "## What the model cannot say", ""]
-    out += [f"- U{number}, {claim.text}: {claim.unknown}." for number, claim in CLAIMS.items() if claim.unknown]
+    out += [f"- Of U{number}: {claim.beyond}." for number, claim in CLAIMS.items() if claim.beyond]
     for design in DESIGNS.values():
         out += ["", f"## {design.title}", "", (design.__doc__ or "").replace("\n    ", "\n"), ""]
         for verdict in verdicts:

@@ -47,8 +47,8 @@ class Replay:
         step = perform(self.checker.design, self.upper, party, verb, index)
         assert step is not None, f"{verb} is not possible here"
         if VERBS[verb].on == "free":
-            self.opened[number] += 1
-            self.names[number][index] = self.opened[number]
+            self.names[number][index] = self.opened[number] + 1
+            self.opened[number] += party.files[index].is_open
         fd = self.names[number][index] if index >= 0 else 0
         if step.error:
             for one in self.parties:

@@ -51,7 +51,7 @@ def totals(findings: list[Finding], bound: Bound) -> list[str]:
         f"{bound}: {states:,} states and {sum(finding.transitions for finding in findings):,} transitions in "
         f"{len(findings)} runs, {'all there are' if whole else 'not all there are'};",
         f"{states / seconds:,.0f} states a second of processor time, {size / states:.0f} bytes for a state.",
-        "yes: solved, in every history within this bound. ?: the model cannot say. -: not applicable.",
+        "yes: solved, in every history within this bound. ?: not all was visited. -: not applicable.",
         "NO: unsolved, and `overt prove DESIGN Un` prints the shortest history.",
     ]
 

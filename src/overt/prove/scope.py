@@ -56,15 +56,19 @@ class Scope(NamedTuple):
 
         With fsync alone: an ordinary mount asks the file's cursor, a volatile one its superblock's or the upper's.
         """
+        if "msync" not in self.overlay:
+            for file in party.files:
+                file.msync, file.f_map_err = Asked(), 0
         if "syncfs" in self.overlay:
             return
         party.seen.waiting = party.seen.lost = party.seen.orphan = False
         for file in party.files:
             file.syncfs = Asked()
             if not party.host:
-                file.f_sb_err = 0
+                file.f_sb_err = file.known = 0
+                file.held = False
             if party.volatile:
-                file.fsync, file.f_wb_err = Asked(), 0
+                file.fsync, file.msync, file.f_wb_err, file.f_map_err = Asked(), Asked(), 0, 0
         if party.volatile:
             party.inode.wb_err, party.inode.lost, party.inode.evicted = 0, False, False
         else:
@@ -89,10 +93,20 @@ SCOPES: Mapping[str, Scope] = {
         Scope("syncfs", (*_MOUNT, "open", "syncfs", "close"), ("lose", "open", "syncfs", "close")),
         Scope(
             "fsync",
-            ("mount", "open", "open_write", "write", "lose", "write_back", "fsync", "close", "evict"),
+            (
+                *("mount", "open", "open_write", "copy_fails", "write", "lose", "write_back"),
+                *("fsync", "fsync_dir", "close", "evict"),
+            ),
             ("lose", "open", "syncfs"),
             files=True,
             host_fds=1,
+        ),
+        Scope(
+            "msync",
+            ("mount", "open_write", "write", "lose", "write_back", "fsync", "msync", "close", "evict"),
+            (),
+            files=True,
+            host_fds=0,
         ),
         Scope(
             "data",
@@ -101,7 +115,14 @@ SCOPES: Mapping[str, Scope] = {
             fds=1,
             host_fds=1,
         ),
-        Scope("abort", ("mount", "open", "syncfs"), ("abort", "open", "syncfs"), fds=1, host_fds=1),
+        Scope(
+            "remount",
+            (*_MOUNT, "remount_ro", "remount_rw", "open", "syncfs", "close"),
+            ("lose", "lose_space", "open", "syncfs"),
+            fds=1,
+            host_fds=1,
+        ),
+        Scope("abort", ("mount", "open", "syncfs", "fsync_dir"), ("abort", "open", "syncfs"), fds=1, host_fds=1),
     )
 }
 
@@ -109,9 +130,10 @@ WHOLE = Scope(
     "whole",
     (
         *_MOUNT,
-        *("open", "open_write", "write", "lose", "write_back", "syncfs", "fsync", "close", "evict", "die"),
+        *("remount_ro", "remount_rw", "open", "open_write", "copy_fails", "write", "lose", "lose_space", "write_back"),
+        *("syncfs", "fsync", "msync", "fsync_dir", "close", "evict", "die"),
     ),
-    ("lose", "open", "syncfs", "close"),
+    ("lose", "lose_space", "open", "syncfs", "close"),
     files=True,
 )
 

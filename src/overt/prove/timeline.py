@@ -20,7 +20,7 @@ def line(event: Event) -> str:
     words = VERBS[event.verb].words.format(fd=f"fd {event.fd}")
     if event.verb in ("open", "open_write"):
         return words
-    if event.verb in ("syncfs", "fsync"):
+    if event.verb in ("syncfs", "fsync", "msync", "fsync_dir", "copy_fails"):
         return f"{words} = {_answer(event.errno)}"
     if event.verb == "umount" and event.errno:
         return f"{words}: an error was recorded"
@@ -61,7 +61,8 @@ def picture(history: History, title: str) -> str:
         out.append(f'<line class="lane" x1="{x}" y1="28" x2="{x}" y2="{_TOP + _ROW * len(history.events) - 6}"/>')
     for row, event in enumerate(history.events):
         last = bool(history.due) and row == len(history.events) - 1
-        kind = "wrong" if last else "error" if event.verb in ("lose", "abort", "die") else "box"
+        bad = VERBS[event.verb].error or event.verb in ("abort", "die")
+        kind = "wrong" if last else "error" if bad else "box"
         x, y = _PAD + _LANE * event.party, _TOP - 8 + _ROW * row
         words = "a write is lost" if event.verb == "lose" else line(event)
         out.append(f'<rect class="{kind}" x="{x + 8}" y="{y}" width="{_LANE - 16}" height="24" rx="4"/>')

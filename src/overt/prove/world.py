@@ -62,7 +62,7 @@ def _key(value: Any) -> Any:
 
 @dataclass(slots=True)
 class Asked(Record):
-    """Ghost of an open file, for one kind of question (syncfs, or fsync)."""
+    """Ghost of an open file, for one kind of question (syncfs, fsync, or msync)."""
 
     due: bool = False
     """it was open when an error was recorded, and has not asked since"""
@@ -88,8 +88,15 @@ class File(Record):
     """a free place otherwise"""
     syncfs: Asked = field(default_factory=Asked)
     fsync: Asked = field(default_factory=Asked)
+    msync: Asked = field(default_factory=Asked)
     f_sb_err: int = 0
     f_wb_err: int = 0
+    f_map_err: int = 0
+    """the position of its mapping on the inode's cursor, for designs in which that is another open file"""
+    known: int = 0
+    """the guard: how many errors were known when it was opened"""
+    held: bool = False
+    """the guard: it was open when an error became known, and is yet to be told"""
     real: int = NONE
     """the layer that its data comes from"""
     writable: bool = False
@@ -131,12 +138,14 @@ class Party(Record):
     host: bool = False
     volatile: bool = False
     mounted: bool = False
+    read_only: bool = False
+    """whether the superblock was remounted so"""
     s_wb_err: int = 0
     """the cursor of the overlay's own superblock"""
     mark: int = 0
     """what the design sampled of the upper's cursor at the mount"""
     mounted_at: int = 0
-    """overt: the account, `overt.ledger.Account`"""
+    """overt, the guard: the account, `overt.ledger.Account`"""
     reached: int = 0
     files: list[File] = field(default_factory=list)
     inode: Inode = field(default_factory=Inode)
@@ -152,11 +161,11 @@ class Upper(Record):
     """how many were recorded so far: a scope has a limit"""
     state: int = ALIVE
     mounts: int = 0
-    """overt: how many overlays this server has on it"""
+    """overt, the guard: how many overlays it has on it"""
     recorded: int = 0
-    """overt: how many errors its ledger has recorded"""
+    """overt, the guard: how many errors its ledger has recorded"""
     unread: bool = False
-    """overt: whether there was an error since its eyes looked last"""
+    """overt, the guard: whether there was an error since its eyes looked last"""
     host_told: bool = False
     """ghost: somebody on the host was told of the last error"""
     container_told: bool = False

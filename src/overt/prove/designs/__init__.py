@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from overt.prove.design import Design
 from overt.prove.designs.check_error import CheckError
 from overt.prove.designs.goldstein import Goldstein
+from overt.prove.designs.guard import Guard
 from overt.prove.designs.layton import Layton
 from overt.prove.designs.linux_5_10 import Linux510
 from overt.prove.designs.mainline import Mainline
@@ -22,5 +23,6 @@ DESIGNS: Mapping[str, Design] = {
         Mainline(),
         OvertMount(),
         OvertUntraced(),
+        Guard(),
     )
 }

@@ -23,5 +23,10 @@ class CheckError(Design):
         code, upper.s_wb_err, file.f_sb_err = self.errseq.check_and_advance(upper.s_wb_err, file.f_sb_err)
         return Answer(failed or code, not overlay.volatile)
 
+    def syncfs_read_only(self, upper: Upper, overlay: Party, file: File) -> Answer:
+        """->check_error is asked all the same."""
+        code, upper.s_wb_err, file.f_sb_err = self.errseq.check_and_advance(upper.s_wb_err, file.f_sb_err)
+        return Answer(code)
+
     def rank_own(self, overlay: Party) -> None:
         """Nothing to renumber: these are positions on the upper's cursor."""

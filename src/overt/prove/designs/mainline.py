@@ -1,7 +1,7 @@
 """Mainline since 34b4540e6646 (v6.12): the same answers with less code; and since 6.14 one upper file for each open
 file."""
 
-from overt.prove.design import Answer
+from overt.prove.design import EIO, Answer
 from overt.prove.designs.sticky import Sticky
 from overt.prove.world import UPPER, File, Party, Upper
 
@@ -16,7 +16,7 @@ class Mainline(Sticky):
     source = "34b4540e6646 (v6.12) ovl: don't set the superblock's errseq_t manually"
 
     def syncfs(self, upper: Upper, overlay: Party, file: File) -> Answer:
-        failed = self.status(upper, overlay) if overlay.volatile else self.flush(upper)
+        failed = (EIO if self.status(upper, overlay) else 0) if overlay.volatile else self.flush(upper)
         code = self.advance_own(overlay, file)
         return Answer(failed or code, not overlay.volatile)
 

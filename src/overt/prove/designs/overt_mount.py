@@ -1,14 +1,15 @@
 """overt's mount: its own ledger, `overt.ledger`, asked as the server asks it (overt/server/syncing.py, overt/upper)."""
 
-from overt.ledger import Account, Description, Ledger
-from overt.prove.design import EIO, Answer, Design
-from overt.prove.world import ALIVE, UPPER, File, Party, Upper
+from overt.ledger import Description
+from overt.prove.design import EIO, Answer
+from overt.prove.designs.watching import Watching, account_of
+from overt.prove.world import UPPER, File, Party, Upper
 
 
-class OvertMount(Design):
-    """The eyes (two kernel overlays and the tracepoint) see whether an error was recorded since they looked last; the
-    ledger numbers it; each overlay has an account. The state of all three is kept in the model's pieces, and for each
-    call the real ledger and account are built from it and asked."""
+class OvertMount(Watching):
+    """An error that the ledger says is owed is put on the cursor of the overlay's own superblock while syncfs(2) waits;
+    who is told is then the kernel's errseq. On a superblock that was remounted read-only syncfs(2) does not reach the
+    server: what was on the cursor by then is told, and nothing else."""
 
     name = "overt"
     title = "overt mount"
@@ -16,66 +17,65 @@ class OvertMount(Design):
     served = True
 
     def mount(self, upper: Upper, overlay: Party) -> int:
-        if upper.mounts:
-            self.look(upper)
-        elif self.errseq.check(upper.s_wb_err, self.errseq.sample(upper.s_wb_err)):
-            self.meet_standing(upper)
-        account = _ledger(upper).open_account("", volatile=overlay.volatile)
-        upper.mounts += 1
-        overlay.mounted_at, overlay.reached, overlay.s_wb_err = account.mounted_at, account.reached, account.cursor
+        self.attach(upper, overlay)
         return 0
 
     def umount(self, upper: Upper, overlay: Party) -> Answer:
         self.look(upper)
-        told = EIO if _account(upper, overlay).count else 0
-        upper.mounts -= 1
-        if upper.mounts == 0:
-            upper.recorded, upper.unread = 0, False
+        told = EIO if account_of(upper, overlay).count else 0
+        self.detach(upper)
         return Answer(told, not overlay.volatile)
 
     def open(self, upper: Upper, overlay: Party, file: File) -> None:
-        account = _account(upper, overlay)
-        file.f_sb_err = account.open().since
-        _keep(overlay, account)
+        """The kernel's part; and a mapping belongs to an open file of its own (fuse_passthrough_open)."""
+        super().open(upper, overlay, file)
+        file.f_map_err = self.errseq.sample(overlay.inode.wb_err)
 
     def syncfs(self, upper: Upper, overlay: Party, file: File) -> Answer:
-        failed = 0
-        if not overlay.volatile and upper.state != ALIVE:  # overt/upper/health.py: every flush fails, healed or not
-            failed = EIO
-            self.flush(upper)
-        self.look(upper)
-        account = _account(upper, overlay)
-        description = Description(file.f_sb_err)
-        code = account.syncfs(description)
-        file.f_sb_err = description.since
-        _keep(overlay, account)
-        return Answer(failed or code, not overlay.volatile)
+        if overlay.volatile:
+            self.look(upper)
+            return Answer(account_of(upper, overlay).syncfs(Description(file.f_sb_err)))
+        failed = self.flush_and_look(upper)
+        self.carry(upper, overlay)
+        return Answer(failed or self.advance_own(overlay, file), True)
+
+    def carry(self, upper: Upper, overlay: Party) -> None:
+        """Put what the overlay is owed on its superblock's cursor (server/poison.py), where the kernel finds it."""
+        account = account_of(upper, overlay)
+        owed = account.owed()
+        if owed is not None:
+            overlay.s_wb_err = self.errseq.set_error(overlay.s_wb_err, owed.errno)
+            account.propagated(owed)
+            overlay.reached = account.reached
+
+    def remount(self, upper: Upper, overlay: Party, *, read_only: bool) -> Answer:
+        """fuse_reconfigure: as long as it is writable the server is asked to flush, by no syncfs(2), and the answer is
+        dropped."""
+        if not read_only:
+            return Answer()
+        if overlay.volatile:
+            self.look(upper)
+        else:
+            self.flush_and_look(upper)
+        return Answer(0, not overlay.volatile)
 
     def fsync(self, upper: Upper, overlay: Party, file: File) -> Answer:
         if overlay.volatile:
             self.look(upper)
-            return Answer(_account(upper, overlay).sticky())
+            account = account_of(upper, overlay)
+            return Answer(account.tell(account.sticky()))
         return super().fsync(upper, overlay, file)
+
+    def msync(self, upper: Upper, overlay: Party, file: File) -> Answer:
+        inode = overlay.inode
+        code, inode.wb_err, file.f_map_err = self.errseq.check_and_advance(inode.wb_err, file.f_map_err)
+        return Answer(code, True)
 
     def copied_up(self, overlay: Party) -> None:
         """Every open file of the server's is opened again, on the copy."""
         for file in overlay.files:
             if file.is_open:
                 file.real, file.f_wb_err = UPPER, self.errseq.sample(overlay.inode.wb_err)
-
-    def struck(self, upper: Upper) -> None:
-        if upper.mounts:
-            upper.unread = True
-
-    def look(self, upper: Upper) -> None:
-        """Upper.check: what the eyes have not seen yet is one error."""
-        if upper.unread:
-            upper.unread = False
-            upper.recorded += 1
-
-    def meet_standing(self, upper: Upper) -> None:
-        """An error that nobody has seen stands at the first mount: with the tracepoint it may go on standing."""
-        upper.recorded += 1
 
 
 class OvertUntraced(OvertMount):
@@ -100,20 +100,3 @@ class OvertUntraced(OvertMount):
     def take(self, upper: Upper) -> None:
         """syncfs on the server's own descriptor."""
         _, upper.s_wb_err, _ = self.errseq.check_and_advance(upper.s_wb_err, self.errseq.sample(0))
-
-
-def _ledger(upper: Upper) -> Ledger:
-    ledger = Ledger()
-    for _ in range(upper.recorded):
-        ledger.record(EIO, 0.0, "probe")
-    return ledger
-
-
-def _account(upper: Upper, overlay: Party) -> Account:
-    account = _ledger(upper).open_account("", volatile=overlay.volatile)
-    account.mounted_at, account.reached, account.cursor = overlay.mounted_at, overlay.reached, overlay.s_wb_err
-    return account
-
-
-def _keep(overlay: Party, account: Account) -> None:
-    overlay.reached, overlay.s_wb_err = account.reached, account.cursor

@@ -16,7 +16,7 @@ class Sticky(Design):
     def mount(self, upper: Upper, overlay: Party) -> int:
         if overlay.volatile:
             overlay.mark = self.errseq.sample(upper.s_wb_err)
-            if self.errseq.check(upper.s_wb_err, overlay.mark):
+            if self.status(upper, overlay):
                 return EIO
         return 0
 
@@ -34,4 +34,4 @@ class Sticky(Design):
 
     def status(self, upper: Upper, overlay: Party) -> int:
         """ovl_sync_status, of a volatile mount."""
-        return EIO if self.errseq.check(upper.s_wb_err, overlay.mark) else 0
+        return self.errseq.check(upper.s_wb_err, overlay.mark)
