@@ -38,6 +38,8 @@ from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
 
 _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
+_NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
+"""answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
 _WALK = 5.0
 """seconds between two looks whether descriptions that are held are still open"""
 
@@ -124,14 +126,16 @@ class Agent:
 
     def _look_around(self, guarded: Container) -> None:
         """Open accounts for the overlays that a new container sees: errors count from its start."""
+        pid = guarded.state.pid
         try:
-            mounts = table.read(guarded.state.pid).values()
+            self.table.mount_of(b"/proc/%d/root" % pid, (pid,))  # while it is seen: it may chroot
+            mounts = table.read(pid).values()
         except OSError:  # it has ended already
             return
         for mounted in {each.device: each for each in mounts if each.lies}.values():
             try:
                 each = self._use(guarded, mounted)
-                each.open(self.uppers, [guarded.state.pid])
+                each.open(self.uppers, [pid])
                 self._keep_upper(each.upper)
             except ProcessLookupError:  # it has ended meanwhile
                 return
@@ -155,12 +159,12 @@ class Agent:
     def _gone(self, guarded: Container) -> None:
         """The last task with this filter has ended."""
         self.loop.forget(guarded.fd)
-        os.close(guarded.fd)
         del self.containers[guarded.number]
         self.keeper.drop(f"listener/{guarded.number}")
         unused = []
         with self._lock:
             guarded.closed = True
+            self._resume(guarded)
             for device in guarded.devices:
                 each = self.overlays.get(device)
                 if each is not None:
@@ -185,24 +189,45 @@ class Agent:
         if not what & select.EPOLLIN:
             self._gone(guarded)
             return
-        slot = self.slots.take(guarded.number) if guarded.waiting < _MOST_WAITING else -1
-        if slot < 0:
-            guarded.paused = True
-            self.loop.pause(guarded.fd)
-            return
+        with self._lock:
+            many = guarded.receiving or guarded.waiting >= _MOST_WAITING
+            slot = -1 if many else self.slots.take(guarded.number)
+            if slot < 0:
+                guarded.paused = True
+                self.loop.pause(guarded.fd)
+                return
+            guarded.receiving = True
+        self.loop.long(lambda: self._receive(guarded, slot))
+
+    def _receive(self, guarded: Container, slot: int) -> None:
+        """Take the call. It waits if somebody else has taken it: a process that has its own listener."""
         try:
             listener.receive(guarded.fd, self.slots.address(slot))
         except OSError as error:
-            self.slots.free(slot)
             if error.errno not in (errno.ENOENT, errno.EINTR):
                 raise
-            return  # the caller was killed, or a signal came, before we were
+            self.slots.free(slot)  # the caller was killed, or a signal came, before we were
+            slot = -1
         with self._lock:
-            guarded.waiting += 1
-        guarded.calls += 1
-        self.begin(guarded, slot, self.slots.read(slot))
+            guarded.receiving = False
+            guarded.waiting += slot >= 0
+            guarded.calls += slot >= 0
+            self._resume(guarded)
+        if slot >= 0:
+            self.begin(guarded, slot, self.slots.read(slot))
+
+    def _resume(self, guarded: Container) -> None:
+        """Take further calls, as far as there is room; let go of the listener of one that has ended. Under the lock."""
+        if guarded.closed:
+            if not guarded.receiving and not guarded.waiting and guarded.fd >= 0:
+                os.close(guarded.fd)
+                guarded.fd = -1
+        elif guarded.paused and not guarded.receiving and guarded.waiting < _MOST_WAITING:
+            guarded.paused = False
+            self.loop.pause(guarded.fd, paused=False)
 
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
+        """Answer a call that was received, here or on another thread."""
         try:
             each = self._overlay_of(guarded, call)
             if not listener.is_valid(guarded.fd, call.id):
@@ -211,10 +236,8 @@ class Agent:
                 self._continue(guarded, slot, call)
             elif each.account is None:
                 self._apart(self._open_first, each, guarded, slot, call)
-            elif not self.loop.may_take_long():  # one flush will do for all who call now
-                self._flush(each, guarded, slot, call)
-            else:
-                self.loop.long(lambda: self._flush(each, guarded, slot, call, here=True))
+            else:  # if others call as well, one flush will do for all
+                self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
         except Exception:
             self._crash(guarded, slot, call)
 
@@ -292,15 +315,18 @@ class Agent:
         try:
             listener.answer(guarded.fd, call.id, code)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EBADF):
+            if error.errno not in _NOBODY_WAITS:
                 raise
             return False
         self.answered += 1
         return True
 
     def _continue(self, guarded: Container, slot: int, call: Notification) -> None:
-        with suppress(FileNotFoundError):  # the caller does not wait any more
+        try:
             listener.let_continue(guarded.fd, call.id)
+        except OSError as error:
+            if error.errno not in _NOBODY_WAITS:
+                raise
         self.done(guarded, slot)
 
     def _crash(self, guarded: Container, slot: int, call: Notification) -> None:
@@ -313,9 +339,7 @@ class Agent:
         self.slots.free(slot)
         with self._lock:
             guarded.waiting -= 1
-            if guarded.paused and not guarded.closed:
-                guarded.paused = False
-                self.loop.pause(guarded.fd, paused=False)
+            self._resume(guarded)
 
     # What happens beside the calls
 
@@ -348,6 +372,9 @@ class Agent:
 
     def _walk(self) -> None:
         """Let go of descriptions that nobody has any more; on a thread of its own."""
+        with self._lock:  # others may have had all the room
+            for guarded in self.containers.values():
+                self._resume(guarded)
         held = {each.device: each for each in list(self.overlays.values()) if each.held.entries}
         if held and (self._walker is None or not self._walker.is_alive()):
             self._walker = threading.Thread(

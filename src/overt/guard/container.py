@@ -58,5 +58,7 @@ class Container:
         self.calls = 0
         self.waiting = 0
         """calls that are being answered"""
+        self.receiving = False
+        """a thread is taking the next call"""
         self.paused = False
         self.closed = False
