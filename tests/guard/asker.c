@@ -188,6 +188,8 @@ int main(void)
             }
         } else if (sscanf(line, "chroot %4095s", path) == 1)
             printf("%d\n", chroot(path) || chdir("/") ? errno : 0);
+        else if (sscanf(line, "unlink %4095s", path) == 1)
+            printf("%d\n", wrong(unlink(path)));
         else if (sscanf(line, "mkdir %4095s", path) == 1)
             printf("%d\n", wrong(mkdir(path, 0755)));
         else if (sscanf(line, "unshare %x", &count) == 1)

@@ -52,11 +52,12 @@ def build_asker(directory: Path) -> Path:
 class Guard:
     """`overt guard run`, with a log that a test can read."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *options: str) -> None:
         self.socket = socket
         self.log = socket.with_suffix(".log")
         ready, tell = os.pipe()
         words = [sys.executable, "-m", "overt", "guard", "run", "-f", "--socket", str(socket), "--ready-fd", str(tell)]
+        words += options
         try:
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
@@ -240,8 +241,8 @@ class Ground:
         self.guard: Guard | None = None
         self._number = 0
 
-    def start_guard(self) -> Guard:
-        self.guard = Guard(self.base / "guard")
+    def start_guard(self, *options: str) -> Guard:
+        self.guard = Guard(self.base / "guard", *options)
         return self.guard
 
     def container(self, runtime: str = "crun", *, wait: bool = True, **changes: Any) -> Container:

@@ -7,8 +7,9 @@ The loop looks and never waits: not for a FUSE server that a container may run, 
 where another thread takes over after a moment (guard/loop.py). When several call at once, the upper's flusher flushes
 for all of them. So a disk that hangs keeps only its own containers.
 
-Whatever is looked up by a thread id is believed only if the notification is still valid afterwards
-(SECCOMP_IOCTL_NOTIF_ID_VALID): the thread was then blocked in this call all the while, and the id not another's.
+What is looked up by a thread id is the caller's if the notification is still valid afterwards: the thread was then
+blocked in this call all the while, and the id not another's. The answer itself fails if it is not; where more than an
+answer depends on it SECCOMP_IOCTL_NOTIF_ID_VALID is asked.
 
 An error in here is EIO for the caller and an event. It is never success.
 """
@@ -19,18 +20,21 @@ import os
 import select
 import socket
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from overt.events import Events
-from overt.guard import container, descriptions, listener, overlay, resume, status, table
+from overt.guard import container, descriptions, listener, overlay, resume, status, table, victims
 from overt.guard.container import Container
+from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
 from overt.guard.overlay import Overlay
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
 from overt.guard.table import Mounted
+from overt.guard.victims import Loss
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
 from overt.upper.trace import Trace
@@ -40,6 +44,7 @@ _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
 """answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
+_LOSSES = 1000
 _WALK = 5.0
 """seconds between two looks whether descriptions that are held are still open"""
 
@@ -49,7 +54,7 @@ class Agent:
 
     def __init__(
         self, supervisor: socket.socket, status: socket.socket, slots: Slots, trace: Trace | None, events: Events,
-        generation: int,
+        generation: int, blame: str,
     ) -> None:  # fmt: skip
         self.supervisor = supervisor
         self.status_socket = status
@@ -57,11 +62,17 @@ class Agent:
         self.trace = trace
         self.events = events
         self.generation = generation
+        self.blame = blame
+        """whom to tell of an error: ``all``, or ``owner``, the containers whose files were lost, if that is certain"""
+        self.losses: deque[dict[str, Any]] = deque(maxlen=_LOSSES)
+        """files that were lost, the newest"""
         self.keeper = Keeper(supervisor)
         self.uppers = Uppers(self._error, trace=trace or False)
         self.table = table.Table()
         self.containers: dict[int, Container] = {}
         self.overlays: dict[int, Overlay] = {}
+        self.crowds: defaultdict[int, Crowd] = defaultdict(Crowd)
+        """by upper"""
         self.doubtful = 0
         self.answered = 0
         self._lock = threading.Lock()
@@ -165,6 +176,8 @@ class Agent:
         with self._lock:
             guarded.closed = True
             self._resume(guarded)
+            for crowd in self.crowds.values():
+                crowd.forget(guarded.number)
             for device in guarded.devices:
                 each = self.overlays.get(device)
                 if each is not None:
@@ -182,6 +195,7 @@ class Agent:
         each.close()
         if upper is not None and not upper.ledger.accounts:
             self.keeper.drop(f"upper/{upper.s_dev}")
+            self.crowds.pop(upper.s_dev, None)
 
     # A call
 
@@ -230,14 +244,15 @@ class Agent:
         """Answer a call that was received, here or on another thread."""
         try:
             each = self._overlay_of(guarded, call)
-            if not listener.is_valid(guarded.fd, call.id):
-                self.done(guarded, slot)
-            elif each is None:
+            if each is None:
                 self._continue(guarded, slot, call)
             elif each.account is None:
                 self._apart(self._open_first, each, guarded, slot, call)
             else:  # if others call as well, one flush will do for all
                 self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
+        except ProcessLookupError:  # the caller or its container has ended
+            self.reply(guarded, slot, call, errno.EIO)
+            self.done(guarded, slot)
         except Exception:
             self._crash(guarded, slot, call)
 
@@ -246,7 +261,7 @@ class Agent:
         if (call.arch, call.number) not in SYNCFS:
             return None
         if not call.tid:
-            raise OSError(errno.ESRCH, "the caller is in another pid namespace")
+            raise OSError(errno.ENXIO, "the caller is in another pid namespace")
         place = b"/proc/%d/fd/%d" % (call.tid, call.argument)
         try:
             if descriptions.is_path(place):
@@ -262,6 +277,8 @@ class Agent:
             found = self.overlays.get(mounted.device)
             if found is not None:
                 return found
+        if not listener.is_valid(guarded.fd, call.id):
+            raise ProcessLookupError(errno.ESRCH, "the caller has ended")
         return self._use(guarded, mounted)
 
     def _open_first(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
@@ -289,15 +306,15 @@ class Agent:
 
         def flushed(failure: OSError | None) -> None:
             try:
-                if each.account is not None and each.account.owed() is not None:
+                while not each.judge(call.tid, call.argument, failure, send):
                     self._settle(upper)
-                each.judge(call.tid, call.argument, failure, send)
             except Exception:
                 self._crash(guarded, slot, call)
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        (upper.flush_here if here else upper.flush)(flushed)
+        if not self.crowds[upper.s_dev].gather(guarded.number, flushed, upper.flush):
+            (upper.flush_here if here else upper.flush)(flushed)
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
@@ -306,7 +323,42 @@ class Agent:
                 each.device: each for each in self.overlays.values()
                 if each.upper is upper and each.account is not None and each.account.owed() is not None
             }  # fmt: skip
+        if self.blame == "owner":
+            owed = self._without_bystanders(upper, owed)
         overlay.hold_open_ones(owed, self.table, self._skip)
+
+    def _without_bystanders(self, upper: Upper, owed: dict[int, Overlay]) -> dict[int, Overlay]:
+        """Those of the overlays that are to be told: the owners of what was lost, or all if that is not certain."""
+        newest = upper.ledger.newest
+        since = {device: each.account.reached for device, each in owed.items() if each.account is not None}
+        if newest is None or not since:
+            return owed
+        found = self._name(upper, min(since.values()))
+        kept = {}
+        for device, each in owed.items():
+            owners = victims.owners(upper.failed(since.get(device, 0)), found)
+            if owners is None or each in owners:
+                kept[device] = each
+            else:
+                each.spare(newest)
+        return kept
+
+    def _name(self, upper: Upper, since: int) -> dict[int, list[Loss]]:
+        """Find the files that were lost in the errors numbered above `since`, and say so."""
+        with self._lock:
+            others = [each for each in self.overlays.values() if each.upper is upper]
+        number = upper.ledger.count
+        found = victims.find(others, upper.failed(since) or {})
+        for losses in found.values():
+            for loss in losses:
+                with self._lock:
+                    states = [self.containers[user].state for user in loss.overlay.users if user in self.containers]
+                for state in {state.id: state for state in states}.values():
+                    said = {"container": state.id, "image": state.image, "path": loss.path, "certain": loss.certain}
+                    if not any(said.items() <= known.items() and known["number"] == number for known in self.losses):
+                        self.losses.append({"upper": upper.s_dev, "number": number, **said})
+                        self.events.say("file lost", number=number, **said)
+        return found
 
     def reply(self, guarded: Container, slot: int, call: Notification, code: int) -> bool:
         """Have the call return 0, or fail with `code`; False if nobody waits any more."""
@@ -352,6 +404,8 @@ class Agent:
             taken=error.taken, overlays=len(names),
         )  # fmt: skip
         self._keep_upper(upper)
+        if self.blame != "owner" and error.source in ("probe", "trace") and not error.taken:
+            self._apart(self._name, upper, error.number - 1)
 
     def _keep_upper(self, upper: Upper | None) -> None:
         """Have the supervisor keep an upper's eyes and errors: before anybody is told of the newest."""
@@ -393,7 +447,7 @@ class Agent:
 
         self._apart(tell)
 
-    def _apart(self, act: Callable[..., None], *args: Any) -> None:
+    def _apart(self, act: Callable[..., object], *args: Any) -> None:
         def run() -> None:
             try:
                 act(*args)

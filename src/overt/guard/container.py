@@ -9,6 +9,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
+_IMAGES = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName", "org.opencontainers.image.ref.name")
+_MOST = 16 << 20
+"""bytes of an engine's file"""
 _SECCOMP_FD = "seccompFd"
 _NOTIFY = "anon_inode:seccomp notify"
 
@@ -23,6 +26,8 @@ class State(NamedTuple):
     metadata: str
     listener: int
     """which of the descriptors it is"""
+    image: str = ""
+    """as far as the engine says it"""
 
 
 def parse(data: bytes) -> State:
@@ -36,9 +41,40 @@ def parse(data: bytes) -> State:
             bundle=str(state.get("bundle", "")),
             metadata=str(whole.get("metadata", "")),
             listener=list(whole["fds"]).index(_SECCOMP_FD),
+            image=_image(str(state["id"]), str(state.get("bundle", "")), state.get("annotations")),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no container process state: {type(error).__name__}: {error}") from None
+
+
+def _image(name: str, bundle: str, annotations: object) -> str:
+    """The image of a container: an annotation of the engine's (its own, or in the bundle), or podman's records.
+
+    Names only, for the events: where nobody says it, it is empty.
+    """
+    for known in (annotations, _read(f"{bundle}/config.json", "annotations")):
+        if isinstance(known, dict):
+            for key in _IMAGES:
+                if isinstance(known.get(key), str):
+                    return str(known[key])
+    records = _read(f"{bundle}/../../containers.json")  # of podman's storage (containers/storage)
+    for record in records if isinstance(records, list) else []:
+        if isinstance(record, dict) and record.get("id") == name:
+            try:
+                return str(json.loads(record["metadata"])["image-name"])
+            except (ValueError, KeyError, TypeError):
+                return str(record.get("image", ""))
+    return ""
+
+
+def _read(path: str, key: str | None = None) -> object:
+    """A JSON file's content, or a member of it; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            whole = json.loads(file.read(_MOST))
+        return whole if key is None else whole.get(key)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def is_listener(fd: int) -> bool:

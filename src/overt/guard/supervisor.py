@@ -61,10 +61,11 @@ class _Caller:
 class Supervisor:
     """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
 
-    def __init__(self, path: Path, events: Events) -> None:
-        """Listen. OSError: EADDRINUSE where a guard listens already."""
+    def __init__(self, path: Path, events: Events, blame: str = "all") -> None:
+        """Listen. OSError: EADDRINUSE where a guard listens already. `blame` as in `Agent`."""
         self.path = path
         self.events = events
+        self.blame = blame
         self.store = Store()
         self.slots = Slots()
         self.trace: Trace | None = None
@@ -137,7 +138,7 @@ class Supervisor:
             self._socket.close()
             for caller in self._callers.values():
                 caller.drop()
-            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
+            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers, self.blame)
             signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())

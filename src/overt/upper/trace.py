@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from overt.host import mounts
 
-_EVENT = re.compile(rb"dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
+_EVENT = re.compile(rb" (\d+\.\d+): [a-z_]+: dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
 _LOST = b"LOST"
 _POINT = "events/filemap/filemap_set_wb_err"
 _TOTAL_KIB = 16 * 1024
@@ -39,8 +39,8 @@ _numbers = itertools.count(1)
 class Events(NamedTuple):
     """What the tracepoint saw on one superblock."""
 
-    inodes: set[int]
-    """of which inodes"""
+    inodes: dict[int, float]
+    """of which inodes, and when of each the first was (seconds, CLOCK_MONOTONIC)"""
     lost: bool
     """whether events were lost, so that `inodes` is not all of it"""
 
@@ -56,7 +56,7 @@ class Watch:
     def __init__(self, trace: "Trace", s_dev: int) -> None:
         self.trace = trace
         self.s_dev = s_dev
-        self.inodes: set[int] = set()
+        self.inodes: dict[int, float] = {}
         self.lost = False
 
     def take(self) -> Events:
@@ -65,7 +65,7 @@ class Watch:
             self.trace.read()
             events = Events(self.inodes, self.lost)
             if events:
-                self.inodes, self.lost = set(), False
+                self.inodes, self.lost = {}, False
             return events
 
     def close(self) -> None:
@@ -142,11 +142,11 @@ class Trace:
                 return
             if not text:  # somebody has switched the instance off
                 return
-            for major, minor, ino in _EVENT.findall(text):
+            for when, major, minor, ino in _EVENT.findall(text):
                 s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
                 for watch in self._watches:
                     if watch.s_dev == s_dev:
-                        watch.inodes.add(number)
+                        watch.inodes.setdefault(number, float(when))
             for watch in self._watches:
                 if _LOST in text or len(watch.inodes) > MOST_INODES:
                     watch.lost = True
@@ -156,7 +156,7 @@ class Trace:
         each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))
         if each < _MOST_KIB_EACH:
             self._write("buffer_size_kb", str(each))
-        self._write("trace_options", "nocontext-info")
+        self._write("trace_clock", "mono")
         self._filter()
         self._pipe = os.open(f"{self.name}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._instances)
         self._write(f"{_POINT}/enable", "1")
