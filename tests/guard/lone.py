@@ -12,26 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from overt.host import files, mounts, process
+from overt.host import files, mounts, process, seccomp
 from overt.host.libc import check, libc
 
 from .ground import Ground
-
-_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
-_PR_SET_NO_NEW_PRIVS = 38
-# Load the number; if it is syncfs's, SECCOMP_RET_USER_NOTIF, else SECCOMP_RET_ALLOW. (linux/filter.h, linux/seccomp.h)
-_PROGRAM = b"".join(
-    struct.pack("=HBBI", *line)
-    for line in ((0x20, 0, 0, 0), (0x15, 0, 1, 306), (0x06, 0, 0, 0x7FC00000), (0x06, 0, 0, 0x7FFF0000))
-)
-
-
-def filter_syncfs() -> int:
-    """Have this process's syncfs(2) notified; the listener."""
-    room = ctypes.create_string_buffer(_PROGRAM)
-    program = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", 4, ctypes.addressof(room)))
-    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    return check(libc.syscall(ctypes.c_long(_SECCOMP), _SET_MODE_FILTER, _NEW_LISTENER, program))
 
 
 class Lone:
@@ -66,7 +50,7 @@ class Lone:
         mounts.attach(overlay, "/mnt")
         os.close(overlay)
         fd = os.open("/mnt", os.O_RDONLY)
-        listener = filter_syncfs()
+        listener = seccomp.notify("syncfs")
         state = {"fds": ["seccompFd"], "pid": os.getpid(), "state": {"id": f"lone-{number}", "bundle": "/"}}
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
             runtime.connect(str(ground.base / "guard"))
