@@ -73,6 +73,19 @@ static long measure(int fd, int count, char call)
     return median;
 }
 
+/* What one of `count` calls took, in picoseconds: they are timed together, for a clock costs as much as a write. */
+static long together(int fd, int count, char call)
+{
+    struct timespec from, to;
+    char byte = 0;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    for (int i = 0; i < count; i++)
+        if (call == 'f' ? fsync(fd) : pwrite(fd, &byte, 1, 0) - 1)
+            return -errno;
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    return ((to.tv_sec - from.tv_sec) * 1000000000L + to.tv_nsec - from.tv_nsec) * 1000 / count;
+}
+
 static int thread_fd;
 static pthread_barrier_t barrier;
 static void *thread_main(void *unused)
@@ -166,6 +179,8 @@ int main(void)
             printf("%d\n", wrong(fsync(fd)));
         else if (sscanf(line, "measure %255s %d %d", hex, &fd, &count) == 3)
             printf("%ld\n", measure(fd, count, hex[0]));
+        else if (sscanf(line, "together %255s %d %d", hex, &fd, &count) == 3)
+            printf("%ld\n", together(fd, count, hex[0]));
         else if (sscanf(line, "threads %d %d", &fd, &count) == 2) {
             int told = 0, other = 0;
             at_once(fd, count, &told, &other);

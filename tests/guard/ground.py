@@ -279,8 +279,10 @@ class Ground:
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}, *changes.pop("mounts", [])],
             "linux": {"namespaces": [{"type": name} for name in names]},
         }  # fmt: skip
-        if guarded:
-            whole["linux"]["seccomp"] = profile.make(profile.MINIMAL, str(self.base / "guard"))  # type: ignore[index]
+        filtered = dict(profile.MINIMAL)  # a profile costs something by itself
+        whole["linux"]["seccomp"] = (  # type: ignore[index]
+            profile.make(filtered, str(self.base / "guard")) if guarded else filtered
+        )
         return whole
 
     def host_syncfs(self) -> int:

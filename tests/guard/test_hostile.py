@@ -93,6 +93,10 @@ def test_signals_during_calls_lose_nothing(guarded: Ground, how: str) -> None:
     for number in range(20):
         container.lose(f"/victim-{number}")
         answers = [container.syncfs(fd) for _ in range(20)]
+        if answers.count(EINTR) > 10:  # the machine is so busy that a call takes longer than that
+            assert container.ask("signals", 0, how) == 0
+            answers += [container.syncfs(fd), container.syncfs(fd)]
+            assert container.ask("signals", 20_000, how) == 0
         assert (answers.count(EIO), set(answers) <= {0, EIO, EINTR}) == (1, True), answers
 
 
