@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from overt.host import process
+from overt.lab import Disk
 
 from .ground import EIO, Container, Ground, wait_until
 from .lone import several
@@ -98,6 +99,32 @@ def test_an_overlay_that_a_container_mounts_on_a_volume_is_told(guarded: Ground)
         guarded.end(inner)
     assert [other.new_syncfs(), other.new_syncfs()] == [EIO, 0]
     assert sorted(each.name for each in volume.iterdir()) == ["nest"]
+
+
+def test_an_overlay_that_takes_long_to_open_takes_one_thread(guarded: Ground) -> None:
+    guard = guarded.guard
+    assert guard is not None
+    with Disk("ext4", size=64 << 20) as second:
+        bind = {"destination": "/tmp", "source": second.path, "type": "bind", "options": ["rbind"]}
+        with guarded.nothing_kept():
+            container = guarded.container(capabilities=ADMIN, mounts=[bind])
+            assert nest(container, "/tmp/nest") == 0
+            fd = container.ask("write", "/tmp/nest/merged/data", second.marker.hex(), 1)
+            second.hang()
+            try:
+                container.say("threads", fd, 300)
+                wait_until(lambda: waiting(guarded) == 300, "all wait")
+                assert len(os.listdir(f"/proc/{guard.worker}/task")) < 20
+            finally:
+                second.resume()
+            assert container.hear() == [0, 0]
+            container.lose("/victim")
+            assert [container.syncfs(fd), container.new_syncfs("/tmp/nest/merged"), container.new_syncfs()] == [
+                0,
+                0,
+                EIO,
+            ]
+            guarded.end(container)
 
 
 def test_an_overlay_in_a_user_namespace_gets_at_most_an_error_for_itself(guarded: Ground) -> None:

@@ -42,6 +42,8 @@ from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
 
 _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
+_MOST_OPENING = 64
+"""overlays of one container that are being opened, a thread each: its upper may be a server that never answers"""
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
 """answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
 _LOSSES = 1000
@@ -247,7 +249,7 @@ class Agent:
             if each is None:
                 self._continue(guarded, slot, call)
             elif each.account is None:
-                self._apart(self._open_first, each, guarded, slot, call)
+                self._open_first(each, guarded, slot, call)
             else:  # if others call as well, one flush will do for all
                 self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
         except ProcessLookupError:  # the caller or its container has ended
@@ -283,16 +285,40 @@ class Agent:
 
     def _open_first(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
         """The call is the first that we hear of this overlay: it was mounted later, or is not opened yet."""
+        with self._lock:
+            opening = bool(each.callers)
+            refused = not opening and guarded.opening >= _MOST_OPENING
+            if not refused:
+                each.callers.append((guarded, slot, call))
+                guarded.opening += not opening
+        if refused:
+            self._not_guarded(each, guarded, slot, call, f"{_MOST_OPENING} others are being opened")
+        elif not opening:
+            self._apart(self._open_for_all, each, guarded, [call.tid, guarded.state.pid])
+
+    def _open_for_all(self, each: Overlay, first: Container, pids: list[int]) -> None:
+        """Open an overlay, which may take any time, for all who call meanwhile."""
+        why = "an internal error"
         try:
-            each.open(self.uppers, [call.tid, guarded.state.pid])
+            each.open(self.uppers, pids)
             self._keep_upper(each.upper)
-            self._flush(each, guarded, slot, call)
+            why = ""
         except OSError as error:
-            self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=str(error))
-            self.reply(guarded, slot, call, errno.EIO)
-            self.done(guarded, slot)
-        except Exception:
-            self._crash(guarded, slot, call)
+            why = str(error)
+        finally:
+            with self._lock:
+                callers, each.callers = each.callers, []
+                first.opening -= 1
+            for guarded, slot, call in callers:
+                if why:
+                    self._not_guarded(each, guarded, slot, call, why)
+                else:
+                    self._flush(each, guarded, slot, call)
+
+    def _not_guarded(self, each: Overlay, guarded: Container, slot: int, call: Notification, why: str) -> None:
+        self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=why)
+        self.reply(guarded, slot, call, errno.EIO)
+        self.done(guarded, slot)
 
     def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
         upper = each.upper

@@ -94,6 +94,8 @@ class Container:
         self.calls = 0
         self.waiting = 0
         """calls that are being answered"""
+        self.opening = 0
+        """overlays that are being opened for it"""
         self.receiving = False
         """a thread is taking the next call"""
         self.paused = False

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from overt.guard import descriptions, places
+from overt.guard.container import Container
 from overt.guard.descriptions import Held
 from overt.guard.places import Place
+from overt.guard.slots import Notification
 from overt.guard.store import Entry, Keeper
 from overt.guard.table import Mounted, Table, Walk
 from overt.ledger import Account, Description, UpperError
@@ -34,6 +36,8 @@ class Overlay:
         self.name = os.fsdecode(mounted.upperdir)
         self.users: set[int] = set()
         """numbers of the listeners whose containers have it"""
+        self.callers: list[tuple[Container, int, Notification]] = []
+        """who waits for it to be opened; the agent's"""
         self.account: Account | None = None
         self.upper: Upper | None = None
         self.held = Held()
