@@ -2,11 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from overt.guard import victims
-from overt.guard.container import State, parse
+from overt.guard.container import image, parse
 
 from .ground import EIO, Container, Ground, fail, wait_until
 
@@ -107,10 +108,22 @@ def test_no_owner_is_certain_of_what_is_not_found_or_not_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotations", "image"),
+    ("annotations", "name"),
     [({"io.kubernetes.cri.image-name": "docker.io/library/redis:7"}, "docker.io/library/redis:7"), ({}, ""), (7, "")],
 )
-def test_the_image_is_what_the_engine_has_noted(annotations: object, image: str) -> None:
+def test_the_image_is_what_the_engine_has_noted(annotations: object, name: str) -> None:
     said = {"fds": ["seccompFd"], "pid": 3, "state": {"id": "c", "bundle": "/nowhere", "annotations": annotations}}
+    assert image(parse(json.dumps(said).encode())) == name
+
+
+def test_the_image_is_found_in_the_bundle_and_in_podmans_records(tmp_path: Path) -> None:
+    bundle = tmp_path / "storage" / "c" / "userdata"
+    bundle.mkdir(parents=True)
+    said = {"fds": ["seccompFd"], "pid": 3, "state": {"id": "c", "bundle": str(bundle)}}
     state = parse(json.dumps(said).encode())
-    assert state == State("c", 3, "/nowhere", "", 0, image)
+    assert image(state) == ""
+    record = {"id": "c", "image": "sha", "metadata": json.dumps({"image-name": "debian:12"})}
+    (tmp_path / "storage" / "containers.json").write_text(json.dumps([{"id": "other"}, record]))
+    assert image(state) == "debian:12"
+    (bundle / "config.json").write_text(json.dumps({"annotations": {"org.opencontainers.image.ref.name": "alpine"}}))
+    assert image(state) == "alpine"

@@ -50,8 +50,15 @@ def test_a_descriptor_that_is_swapped_all_the_time_takes_nothing_from_others(gua
     swapping.say("calls", fd, 1.0)
     other.lose()
     assert [other.syncfs(old), other.syncfs(old)] == [EIO, 0]
-    calls, _, enosys, _, strange = swapping.hear()
-    assert calls > 50 and (enosys, strange) == (0, 0)
+    made = 0
+    for _ in range(20):  # more than once where the machine is busy
+        calls, _, enosys, _, strange = swapping.hear()
+        assert (enosys, strange) == (0, 0)
+        made += calls
+        if made > 50:
+            break
+        swapping.say("calls", fd, 1.0)
+    assert made > 50
     assert guarded.guard is not None
     assert guarded.guard.status()["crashes"] == 0
 

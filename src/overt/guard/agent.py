@@ -156,6 +156,7 @@ class Agent:
                 self.events.say(
                     "not guarded", container=guarded.state.id, overlay=os.fsdecode(mounted.upperdir), why=str(error)
                 )
+        guarded.image = container.image(guarded.state)
 
     def _use(self, guarded: Container, mounted: Mounted) -> Overlay:
         """The overlay, noted as used by a container. OSError if that has ended."""
@@ -378,9 +379,12 @@ class Agent:
         for losses in found.values():
             for loss in losses:
                 with self._lock:
-                    states = [self.containers[user].state for user in loss.overlay.users if user in self.containers]
-                for state in {state.id: state for state in states}.values():
-                    said = {"container": state.id, "image": state.image, "path": loss.path, "certain": loss.certain}
+                    users = [self.containers[user] for user in loss.overlay.users if user in self.containers]
+                users.sort(key=lambda each: each.image)  # of a process that joined, nobody may have said it
+                for user in {each.state.id: each for each in users}.values():
+                    said = {
+                        "container": user.state.id, "image": user.image, "path": loss.path, "certain": loss.certain,
+                    }  # fmt: skip
                     if not any(said.items() <= known.items() and known["number"] == number for known in self.losses):
                         self.losses.append({"upper": upper.s_dev, "number": number, **said})
                         self.events.say("file lost", number=number, **said)
@@ -445,6 +449,8 @@ class Agent:
                 "errors": upper.ledger.errors,
             }  # fmt: skip
             self.keeper.put(f"upper/{upper.s_dev}", value, [fd for fd in eyes if fd >= 0])
+            if self.trace:
+                self.trace.kept(upper.s_dev)
         finally:
             for fd in eyes:
                 if fd >= 0:

@@ -26,8 +26,7 @@ class State(NamedTuple):
     metadata: str
     listener: int
     """which of the descriptors it is"""
-    image: str = ""
-    """as far as the engine says it"""
+    annotations: Any = None
 
 
 def parse(data: bytes) -> State:
@@ -41,25 +40,25 @@ def parse(data: bytes) -> State:
             bundle=str(state.get("bundle", "")),
             metadata=str(whole.get("metadata", "")),
             listener=list(whole["fds"]).index(_SECCOMP_FD),
-            image=_image(str(state["id"]), str(state.get("bundle", "")), state.get("annotations")),
+            annotations=state.get("annotations"),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no container process state: {type(error).__name__}: {error}") from None
 
 
-def _image(name: str, bundle: str, annotations: object) -> str:
+def image(state: State) -> str:
     """The image of a container: an annotation of the engine's (its own, or in the bundle), or podman's records.
 
-    Names only, for the events: where nobody says it, it is empty.
+    A name, for the events: empty where nobody says it. It reads files, which may be on a disk that hangs.
     """
-    for known in (annotations, _read(f"{bundle}/config.json", "annotations")):
+    for known in (state.annotations, _read(f"{state.bundle}/config.json", "annotations")):
         if isinstance(known, dict):
             for key in _IMAGES:
                 if isinstance(known.get(key), str):
                     return str(known[key])
-    records = _read(f"{bundle}/../../containers.json")  # of podman's storage (containers/storage)
+    records = _read(f"{state.bundle}/../../containers.json")  # of podman's storage (containers/storage)
     for record in records if isinstance(records, list) else []:
-        if isinstance(record, dict) and record.get("id") == name:
+        if isinstance(record, dict) and record.get("id") == state.id:
             try:
                 return str(json.loads(record["metadata"])["image-name"])
             except (ValueError, KeyError, TypeError):
@@ -89,6 +88,8 @@ class Container:
         self.number = number
         self.state = state
         self.fd = fd
+        self.image = ""
+        """as far as the engine says it, and as soon as it was looked for"""
         self.devices: set[int] = set()
         """superblocks of the overlays that it was seen to use"""
         self.calls = 0
