@@ -20,6 +20,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,6 +48,8 @@ _MOST_OPENING = 64
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
 """answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
 _LOSSES = 1000
+_TELLING = 1.0
+"""seconds after an error in which those who ask are told, before its files are looked for"""
 _WALK = 5.0
 """seconds between two looks whether descriptions that are held are still open"""
 
@@ -370,6 +373,10 @@ class Agent:
                 each.spare(newest)
         return kept
 
+    def _name_later(self, upper: Upper, since: int) -> None:
+        time.sleep(_TELLING)
+        self._name(upper, since)
+
     def _name(self, upper: Upper, since: int) -> dict[int, list[Loss]]:
         """Find the files that were lost in the errors numbered above `since`, and say so."""
         with self._lock:
@@ -435,7 +442,7 @@ class Agent:
         )  # fmt: skip
         self._keep_upper(upper)
         if self.blame != "owner" and error.source in ("probe", "trace") and not error.taken:
-            self._apart(self._name, upper, error.number - 1)
+            self._apart(self._name_later, upper, error.number - 1)
 
     def _keep_upper(self, upper: Upper | None) -> None:
         """Have the supervisor keep an upper's eyes and errors: before anybody is told of the newest."""

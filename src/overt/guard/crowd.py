@@ -19,10 +19,11 @@ _FORGOTTEN = 0.05
 _SEVERAL = 3
 _TOGETHER = 0.05
 """so many newcomers within so many seconds are a crowd"""
-_QUIET = (0.005, 0.02)
-"""seconds without a further call after which a crowd is complete: one that is small, and one of _LARGE or more"""
+_QUIET = (0.005, 0.03)
+"""seconds without a further call after which a crowd is complete: one that is small, and one of _LARGE or more, or that
+comes right after another"""
 _LARGE = 16
-_MOST = 0.3
+_MOST = 0.5
 """seconds that a call is held up, at most"""
 
 
@@ -34,6 +35,7 @@ class Crowd:
         self._heard: dict[int, float] = {}
         self._came: deque[float] = deque(maxlen=_SEVERAL)
         self._last = 0.0
+        self._ended = 0.0
         self._gathered: list[Done] | None = None
 
     def gather(self, listener: int, done: Done, flush: Callable[..., None]) -> bool:
@@ -63,11 +65,13 @@ class Crowd:
             self._heard.pop(listener, None)
 
     def _complete(self) -> float:
-        return self._last + _QUIET[len(self._gathered or ()) >= _LARGE]
+        again = self._last < self._ended + _TOGETHER
+        return self._last + _QUIET[again or len(self._gathered or ()) >= _LARGE]
 
     def _wait(self, until: float, flush: Callable[..., None]) -> None:
         while (pause := min(self._complete(), until) - time.monotonic()) > 0:
             time.sleep(pause)
         with self._lock:
             gathered, self._gathered = self._gathered or [], None
+            self._ended = time.monotonic()
         flush(*gathered)

@@ -25,7 +25,7 @@ from overt.events import Events
 from overt.guard.agent import Agent
 from overt.guard.slots import Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Store
-from overt.host import process
+from overt.host import memory, process
 from overt.upper.trace import Trace
 
 CAPABILITIES = {"dac_override", "dac_read_search", "fowner", "sys_admin", "sys_ptrace"}
@@ -360,5 +360,6 @@ def prepare() -> None:
     except (OSError, ValueError):  # without CAP_SYS_RESOURCE the hard limit is what there is
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    memory.one_arena()
     if os.geteuid() == 0:
         process.keep_capabilities(CAPABILITIES)
