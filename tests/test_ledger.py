@@ -90,6 +90,24 @@ def test_what_is_owed_is_the_newest_error_and_propagating_settles_it() -> None:
     assert (account.owed(), account.cursor) == (None, before)
 
 
+def test_who_is_spared_an_error_is_told_of_the_one_before_and_the_one_after() -> None:
+    ledger = Ledger()
+    owner, other = ledger.open_account("owner"), ledger.open_account("other")
+    old = [other.open() for _ in range(3)]
+    record(ledger)
+    assert other.syncfs(old[0]) == EIO
+    record(ledger)
+    newest = ledger.newest
+    assert newest is not None
+    other.spare(newest)
+    assert [other.syncfs(old[0]), other.syncfs(old[1]), other.syncfs(other.open())] == [0, EIO, 0]
+    assert (owner.syncfs(owner.open()), ledger.told(newest)) == (EIO, ["owner"])
+    record(ledger)
+    assert [other.syncfs(fd) for fd in old] == [EIO] * 3
+    other.spare(newest)  # too late for that one, and of no consequence
+    assert other.reached == 3
+
+
 def test_an_error_can_be_marked_as_taken_afterwards() -> None:
     account = Ledger().open_account("o")
     record(account.ledger)

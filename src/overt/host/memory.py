@@ -39,3 +39,10 @@ def give_back() -> None:
     trim = getattr(libc, "malloc_trim", None)  # there is none in musl
     if trim is not None:
         trim(0)
+
+
+def one_arena() -> None:
+    """Have all threads share malloc's arena (mallopt(3), M_ARENA_MAX): they take turns anyway, for the GIL."""
+    mallopt = getattr(libc, "mallopt", None)  # there is none in musl
+    if mallopt is not None:
+        mallopt(-8, 1)
