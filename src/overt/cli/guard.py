@@ -54,10 +54,10 @@ def run(socket_path: str | None, ready_fd: int | None, *, foreground: bool) -> N
     SIGTERM ends it; containers that still run get ENOSYS from syncfs(2) from then on.
     """
     from overt.events import Events
-    from overt.guard import supervisor
+    from overt.guard import activation, supervisor
 
     supervisor.prepare()
-    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground))
+    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), activation.sockets())
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)
@@ -186,7 +186,9 @@ def uninstall(engine: str, bundle: Path | None, directory: Path | None, *, dry_r
 def check(engine: str | None, socket_path: str | None, runtime: str | None, *, as_json: bool) -> int:
     """Run a container on a disk that loses a write, and see whether it is told.
 
-    ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into. Exit status 0: it is protected; 1: it is not, or that could not be found out.
+    ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into.
+
+    Exit status 0: it is protected; 1: it is not, or that could not be found out.
     """
     from overt.guard import check as checks
     from overt.guard import runners
