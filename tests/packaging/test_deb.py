@@ -58,6 +58,7 @@ def test_everything_is_in_its_place(unpacked: Path) -> None:
         "usr/sbin/mount.fuse.overt", "usr/sbin/mount.fuseblk.overt",
         "usr/sbin/umount.fuse.overt", "usr/sbin/umount.fuseblk.overt", "usr/lib/systemd/system/overt.service",
         "usr/lib/systemd/system/overt-guard.service", "usr/lib/systemd/system/overt-guard.socket",
+        "usr/lib/systemd/system/overt-guard-metrics.service", "usr/share/doc/overt/deploy/grafana/overt-guard.json",
         "usr/share/man/man1/overt.1.gz", "usr/share/man/man8/umount.fuse.overt.8.gz",
         "usr/share/bash-completion/completions/overt", "usr/share/zsh/vendor-completions/_overt",
         "usr/share/fish/vendor_completions.d/overt.fish", "usr/share/doc/overt/docs/containers.md",

@@ -99,6 +99,34 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
 
 @command.command()
 @_SOCKET
+@click.option("--listen", metavar="ADDRESS:PORT", help="Answer HTTP there.")
+@click.option(
+    "--textfile", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write this file every 15 seconds, for the textfile collector of Prometheus's node exporter.",
+)  # fmt: skip
+def metrics(socket_path: str | None, listen: str | None, textfile: Path | None) -> None:
+    """Tell Prometheus what the guard does: errors, calls and how long they took, containers.
+
+    Without an option, print that once.
+    """
+    try:
+        from overt.guard import exporter
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"not installed: {error.name} (Debian: python3-prometheus-client)") from None
+    path = _path(socket_path)
+    if listen is not None:
+        try:
+            exporter.serve(path, listen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    elif textfile is not None:
+        exporter.write(path, textfile)
+    else:
+        click.echo(exporter.text(path), nl=False)
+
+
+@command.command()
+@_SOCKET
 @click.option(
     "--from", "base", metavar="FILE",
     help="A profile to start from, or an OCI config.json (default: one that filters nothing else).",

@@ -27,6 +27,7 @@ from overt.events import Events
 from overt.guard import container, descriptions, listener, overlay, resume, status, table
 from overt.guard.container import Container
 from overt.guard.loop import Loop
+from overt.guard.meter import Meter
 from overt.guard.overlay import Overlay
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
@@ -62,6 +63,7 @@ class Agent:
         self.overlays: dict[int, Overlay] = {}
         self.doubtful = 0
         self.answered = 0
+        self.meter = Meter()
         self._lock = threading.Lock()
         self.loop = Loop()
         self._skip = {os.getpid(), os.getppid()}
@@ -203,6 +205,7 @@ class Agent:
         self.begin(guarded, slot, self.slots.read(slot))
 
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
+        self.meter.begin(slot)
         try:
             each = self._overlay_of(guarded, call)
             if not listener.is_valid(guarded.fd, call.id):
@@ -261,6 +264,7 @@ class Agent:
         def send(code: int) -> bool:
             sent = self.reply(guarded, slot, call, code)
             if code and sent:
+                self.meter.told += 1
                 self.events.say("told", container=guarded.state.id, overlay=each.name, error=code)
             return sent
 
@@ -310,6 +314,7 @@ class Agent:
 
     def done(self, guarded: Container, slot: int) -> None:
         """The call was answered, or nobody waits for it any more."""
+        self.meter.end(slot)
         self.slots.free(slot)
         with self._lock:
             guarded.waiting -= 1
@@ -321,6 +326,7 @@ class Agent:
 
     def _error(self, error: UpperError, upper: Upper) -> None:
         """An upper has recorded an error. On any thread."""
+        self.meter.errors += 1
         device = f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}"
         names = [account.name for account in upper.ledger.accounts]
         self.events.say(
