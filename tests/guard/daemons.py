@@ -122,14 +122,20 @@ class Daemons:
             assert made.stop() == 0
 
 
-def lose(disk: Disk, write: Sequence[str], daemons: Daemons) -> None:
+def remove(here: Daemons, name: str) -> None:
+    """End a container of containerd's, and take it away."""
+    here.run("ctr", "task", "rm", "-f", name)
+    here.run("ctr", "container", "rm", name)
+
+
+def lose(disk: Disk, write: Sequence[str], here: Daemons) -> None:
     """Lose a page that the command `write`, given the page as a file, writes in a container."""
-    page = daemons.base / "page"
+    page = here.base / "page"
     page.write_bytes(disk.marker * 256)
     with open(page, "rb+") as file:
         os.fsync(file)
     disk.fail("data")
-    daemons.run(*write)
+    here.run(*write)
     fail(disk)
 
 

@@ -1,13 +1,15 @@
 """containerd, with the wrapper as its runc; and `overt guard check`."""
 
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from overt.lab import Disk
 
-from .daemons import SYNC, VOLUMES, Daemons, daemons, lose, why_not
+from .daemons import SYNC, VOLUMES, Daemons, daemons, lose, remove, why_not
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(110)]
 
@@ -38,20 +40,21 @@ def test_containerds_containers_are_told_once_each_and_those_of_plain_runc_are_n
     configuration = tmp_path / "config.toml"
     configuration.write_text('version = 2\ndisabled_plugins = ["io.containerd.internal.v1.opt"]')
     before = configuration.read_bytes()
+    binary = tmp_path / "overt-runc"
     with daemons(disk) as here, here.guard() as guard:
         socket = ("--socket", str(guard.socket))
         here.overt("guard", "install", "containerd", "--directory", str(tmp_path), *socket)
-        with here.containerd("--config", str(configuration)):
-            binary = tmp_path / "overt-runc"
-            assert f'BinaryName = "{binary}"' in here.run(
-                "containerd", "--config", str(configuration), "config", "dump"
-            )
+        with here.containerd("--config", str(configuration)), ExitStack() as stack:
+            dump = here.run("containerd", "--config", str(configuration), "config", "dump")
+            assert f'BinaryName = "{binary}"' in dump
+            plugins = here.run("ctr", "plugins", "ls")  # CRI, too: it wants a `runc` beside ours
+            assert re.search(r"^io\.containerd\.grpc\.v1 +cri +\S+ +ok", plugins, re.MULTILINE), plugins
             for name, program in (("one", binary), ("other", binary), ("plain", "runc")):
                 start(here, name, program)
+                stack.callback(remove, here, name)
                 assert execute(here, name, *SYNC) == ""
-            lose(
-                disk, ["ctr", "task", "exec", "--exec-id", "cp", "one", "/bin/sh", "-c", "cat </host/page >/lost"], here
-            )
+            write = ("/bin/sh", "-c", "cat </host/page >/lost")
+            lose(disk, ["ctr", "task", "exec", "--exec-id", "w", "one", *write], here)
             for name in ("one", "other"):
                 assert "Input/output error" in execute(here, name, *SYNC, status=(1,))
                 assert execute(here, name, *SYNC) == ""
@@ -60,9 +63,6 @@ def test_containerds_containers_are_told_once_each_and_those_of_plain_runc_are_n
             assert "containerd: protected" in said
             said = here.overt("guard", "check", "containerd", "--runtime", "/usr/sbin/runc", *socket, status=(1,))
             assert "NO  the guard has its listener" in said
-            for name in ("one", "other", "plain"):
-                here.run("ctr", "task", "rm", "-f", name)
-                here.run("ctr", "container", "rm", name)
             assert guard.status()["crashes"] == 0
         here.overt("guard", "uninstall", "containerd", "--directory", str(tmp_path))
     assert configuration.read_bytes() == before

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_dockers_containers_are_told_once_each_and_those_of_plain_runc_are_not(d
             "guard", "install", "docker", "--default", "--directory", str(tmp_path), "--socket", str(guard.socket)
         )
         assert "systemctl reload docker" in said
-        with here.docker(configuration):
+        with here.docker(configuration), ExitStack() as stack:
+            stack.callback(here.run, "docker", "rm", "-f", "ordinary", "unconfined", "plain", status=(0, 1))
             start(here, "ordinary")
             start(here, "unconfined", "--security-opt", "seccomp=unconfined")
             start(here, "plain", "--runtime", "runc")
@@ -56,8 +58,6 @@ def test_dockers_containers_are_told_once_each_and_those_of_plain_runc_are_not(d
             )
             assert not report["protected"]
             assert report["steps"][-1]["name"] == "the guard has its listener"
-            for name in (*guarded, "plain"):
-                here.run("docker", "rm", "-f", name)
             assert guard.status()["crashes"] == 0
         here.overt("guard", "uninstall", "docker", "--directory", str(tmp_path))
     assert configuration.read_text() == ORIGINAL

@@ -369,12 +369,13 @@ def test_containerds_configuration_is_added_to_and_taken_back_whole(
     assert engines.into_containerd(tmp_path, wrapper) == []
     assert path.read_text().startswith(text or "")
     runtimes = tomllib.loads(path.read_text())["plugins"][plugin]["containerd"]["runtimes"]
+    assert runtimes["runc"]["runtime_type"] == "io.containerd.runc.v2"
     script = tmp_path / "overt-runc"
     expected = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": str(script)}}
-    if "runc" in runtimes:
+    if text in (V2, V3):
         expected = {**runtimes["runc"], "options": {"SystemdCgroup": True, "BinaryName": str(script)}}
     assert runtimes["overt"] == expected
-    runtime = "crun" if "runc" in runtimes else "runc"
+    runtime = "crun" if text in (V2, V3) else "runc"
     assert f"--guard-socket /run/g --guard-runtime {tmp_path}/programs/{runtime} " in script.read_text()
     assert os.access(script, os.X_OK)
     make(engines.out_of_containerd(tmp_path))

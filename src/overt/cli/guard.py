@@ -89,7 +89,8 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
             f"{'' if overlay['guarded'] else '  NOT GUARDED'}"
         )
     for upper in state["uppers"]:
-        click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}, {upper['flushes']} flushes")
+        refused = f" (no probes: {upper['refused']})" if upper["refused"] else ""
+        click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}{refused}, {upper['flushes']} flushes")
         for error in upper["errors"]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["when"]))
             taken = ", taken from the host" if error["taken"] else ""
@@ -131,17 +132,23 @@ def metrics(socket_path: str | None, listen: str | None, textfile: Path | None) 
     "--from", "base", metavar="FILE",
     help="A profile to start from, or an OCI config.json (default: one that filters nothing else).",
 )  # fmt: skip
-def profile(socket_path: str | None, base: str | None) -> None:
+@click.option(
+    "--oci", is_flag=True,
+    help="In the form of an OCI config.json, which Kubernetes' nodes read; for a container's default capabilities.",
+)  # fmt: skip
+def profile(socket_path: str | None, base: str | None, *, oci: bool) -> None:
     """Print a seccomp profile in which syncfs(2) is the guard's to answer.
 
     For podman: --security-opt seccomp=FILE, or seccomp_profile in containers.conf. For runc and crun: linux.seccomp in
     config.json.
     """
+    from overt.guard import oci as forms
     from overt.guard import profile as profiles
 
     try:
-        made = profiles.make(profiles.load(base), str(_path(socket_path)))
-    except profiles.ProfileError as error:
+        given = profiles.load(base)
+        made = profiles.make(forms.resolve(given) if oci else given, str(_path(socket_path)))
+    except ValueError as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(made, indent=2))
 

@@ -126,10 +126,13 @@ def into_containerd(directory: Path, wrapped: Wrapped) -> list[Change]:
         raise InstallError(f"{path}: runc's runtime_type is {model['runtime_type']}: the guard knows {_V2_RUNC}")
     options = model.pop("options", {})
     words = wrapped.words(wrapped.runtime or options.get("BinaryName") or "runc")
-    where = f'plugins."{_CRI[version]}".containerd.runtimes.{NAME}'
+    where = f'plugins."{_CRI[version]}".containerd.runtimes'
     tables = [
         *([_VERSION.strip()] if original is None else []),
-        f"[{where}]", *_lines(model), f"[{where}.options]", *_lines({**options, "BinaryName": str(script.absolute())}),
+        # The first runtime in a file takes the place of containerd's own `runc`, and CRI does not come up without one.
+        *([] if runtimes else [f"[{where}.runc]", f'runtime_type = "{_V2_RUNC}"']),
+        f"[{where}.{NAME}]", *_lines(model),
+        f"[{where}.{NAME}.options]", *_lines({**options, "BinaryName": str(script.absolute())}),
     ]  # fmt: skip
     text = (original or "") + _BEGIN + "\n".join(tables) + "\n" + _END
     _toml(path, text)  # or `runtimes` was written in a way that cannot be added to

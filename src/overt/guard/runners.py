@@ -189,8 +189,8 @@ class Containerd(Runner):
             for word in ("--mount", f"type=bind,src={os.path.realpath(path)},dst={path},options=rbind:ro")
         ]  # fmt: skip
         self.run(
-            "ctr", "run", "-d", "--runc-binary", str(binary), *volumes, "--rootfs", str(self.root), self.id,
-            *_SLEEP,
+            "ctr", "run", "-d", "--runc-binary", str(binary), "--env", f"PATH={os.defpath}", *volumes,
+            "--rootfs", str(self.root), self.id, *_SLEEP,
         )  # fmt: skip
 
     def enter(self) -> Sequence[str]:

@@ -38,7 +38,8 @@ def describe(agent: "Agent") -> dict[str, Any]:
         ],
         "uppers": [
             {
-                "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "flushes": upper.flushes,
+                "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "refused": upper.refused,
+                "flushes": upper.flushes,
                 "taken": upper.taken, "recorded": upper.ledger.count,
                 "errors": [{**error._asdict(), "told": len(upper.ledger.told(error))} for error in upper.ledger.errors],
             }
