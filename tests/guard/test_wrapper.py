@@ -21,26 +21,26 @@ LOG = ("--log", "l", "--log-format", "json")
 @pytest.mark.parametrize(
     ("words", "command", "config"),
     [
-        ((), "", "/here/config.json"),
-        (("--version",), "", "/here/config.json"),
-        (("--root", "create", "state", "x"), "state", "/here/config.json"),
+        ((), "", "config.json"),
+        (("--version",), "", "config.json"),
+        (("--root", "create", "state", "x"), "state", "config.json"),
         (("--root=/r", *LOG, "create", "--pid-file", "/p", "--bundle", "/b", "x"), "create", "/b/config.json"),
-        (("run", "-d", "-b", "b", "x"), "run", "/here/b/config.json"),
+        (("run", "-d", "-b", "b", "x"), "run", "b/config.json"),
         (("--debug", "run", "--bundle=/b", "x"), "run", "/b/config.json"),
         (("--cgroup-manager", "cgroupfs", "create", "-b=/b", "-f", "other.json", "x"), "create", "/b/other.json"),
         (("restore", "--image-path", "i", "--bundle", "/b", "x"), "restore", "/b/config.json"),
-        (("exec", "--process", "create", "x"), "exec", "/here/config.json"),
-        (("a-new-one", "x"), "a-new-one", "/here/config.json"),
+        (("exec", "--process", "create", "x"), "exec", "config.json"),
+        (("a-new-one", "x"), "a-new-one", "config.json"),
     ],
 )  # fmt: skip
 def test_a_runtimes_command_line_is_read(words: tuple[str, ...], command: str, config: str) -> None:
-    call = wrapper.read(words, Path("/here"))
-    assert (call.command, str(call.config)) == (command, config)
+    call = wrapper.read(words)
+    assert (call.command, call.config) == (command, config)
 
 
 def test_where_the_command_cannot_be_told_it_is_refused() -> None:
     with pytest.raises(wrapper.WrapperError, match="no command of a runtime's: value"):
-        wrapper.read(("--some-new-option", "value", "create", "x"), Path("/"))
+        wrapper.read(("--some-new-option", "value", "create", "x"))
 
 
 def call(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -104,8 +104,9 @@ def test_a_container_that_cannot_be_guarded_is_not_started(tmp_path: Path, confi
 
 
 def test_a_runtime_that_is_not_there_is_named(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "from overt.guard.wrapper import main; main()", "--guard-runtime", "no-such"]
     done = subprocess.run(
-        [sys.executable, "-c", "from overt.guard.wrapper import main; main()", "--guard-runtime", "no-such", "create"],
+        [*words, "state", "x"],
         capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "PYTHONPATH": str(SOURCE)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (

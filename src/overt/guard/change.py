@@ -1,6 +1,5 @@
 """Changes to files, worked out before they are made, so that they can be shown without being made."""
 
-import difflib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,8 @@ class Change(NamedTuple):
 
     def diff(self) -> str:
         """What would be different, as diff -u shows it. OSError."""
+        import difflib  # slow to import, and the wrapper starts for every command of a runtime
+
         before = self.path.read_text() if self.path.exists() else ""
         sides = ("/dev/null" if not self.path.exists() else str(self.path), str(self.path))
         after = self.content or ""

@@ -8,20 +8,17 @@ runtime, which for `exec` takes the profile from its own state.
 
 An error goes where the runtime's would: to standard error, and into the file of --log, whose last line containerd's
 shim shows to the user.
+
+An engine calls its runtime for everything, so only what every call needs is imported at once.
 """
 
-import json
 import os
-import shutil
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from overt.guard import profile
-from overt.guard.change import Change
+if TYPE_CHECKING:
+    from overt.guard.change import Change
 
 SOCKET = "/run/overt/guard.sock"
 RUNTIME = "runc"
@@ -43,14 +40,14 @@ class Call(NamedTuple):
 
     command: str
     """"" if there is none"""
-    config: Path
+    config: str
     """what it reads, if it is one of those that do"""
     log: str
     log_format: str
 
 
-def read(args: Sequence[str], directory: Path) -> Call:
-    """Read a runtime's command line, given in `directory`.
+def read(args: Sequence[str]) -> Call:
+    """Read a runtime's command line.
 
     Raises WrapperError where it cannot be told which word is the command, and one of them is `create` or its like: that
     container would run unguarded, and nobody would know.
@@ -67,8 +64,7 @@ def read(args: Sequence[str], directory: Path) -> Call:
     rest = list(words)
     if command not in _READ_A_BUNDLE | _OTHERS and _READ_A_BUNDLE & set(rest):
         raise WrapperError(f"no command of a runtime's: {command}")
-    bundle = directory / _option(rest, "--bundle", "-b")
-    config = bundle / (_option(rest, "--config", "-f") or "config.json")
+    config = os.path.join(_option(rest, "--bundle", "-b"), _option(rest, "--config", "-f") or "config.json")
     return Call(command, config, given.get("--log", ""), given.get("--log-format", ""))
 
 
@@ -81,12 +77,18 @@ def _option(words: Sequence[str], *names: str) -> str:
     return ""
 
 
-def guard(config: Path, socket: str) -> Change:
-    """The change to a bundle's config.json. Raises ProfileError, OSError."""
-    made = profile.make(profile.load(str(config)), socket)
-    whole = json.loads(config.read_text())
+def guard(config: str, socket: str) -> "Change":
+    """The change to a bundle's config.json. Raises ProfileError (a ValueError), OSError."""
+    import json
+    from pathlib import Path
+
+    from overt.guard import profile
+    from overt.guard.change import Change
+
+    made = profile.make(profile.load(config), socket)
+    whole = json.loads(Path(config).read_text())
     whole["linux"]["seccomp"] = made
-    return Change(config, json.dumps(whole))
+    return Change(Path(config), json.dumps(whole))
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -98,20 +100,28 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         own[name] = value if equals else words.pop(0) if words else ""
     call = None
     try:
-        runtime = shutil.which(own["--guard-runtime"])
-        if runtime is None:
-            raise WrapperError(f"no such runtime: {own['--guard-runtime']} (name it with --guard-runtime)")
-        call = read(words, Path.cwd())
+        call = read(words)
         if call.command in _READ_A_BUNDLE:
             guard(call.config, own["--guard-socket"]).make()
-        os.execv(runtime, [runtime, *words])
-    except (WrapperError, profile.ProfileError, OSError) as error:
+        _become(own["--guard-runtime"], words)
+    except (WrapperError, ValueError, OSError) as error:
         _complain(str(error), call)
         sys.exit(1)
 
 
+def _become(runtime: str, args: Sequence[str]) -> NoReturn:
+    try:
+        os.execvp(runtime, [runtime, *args])
+    except FileNotFoundError:
+        raise WrapperError(f"no such runtime: {runtime} (name it with --guard-runtime)") from None
+
+
 def _complain(what: str, call: Call | None) -> None:
     """Say why, as the runtime does."""
+    import json
+    import time
+    from contextlib import suppress
+
     message = f"overt guard: {what}"
     print(message, file=sys.stderr)
     if call is None or not call.log:
