@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from struct import pack_into
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overt.guard import container, descriptions, engines, install, profile, table
@@ -331,6 +332,46 @@ def test_what_was_changed_in_dockers_configuration_meanwhile_is_kept(tmp_path: P
     assert json.loads(path.read_text()) == {
         "default-runtime": "crun", "runtimes": {"crun": {"path": "crun"}}, "debug": True
     }  # fmt: skip
+
+
+SETTINGS = st.dictionaries(
+    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("runtimes", "default-runtime")), st.text(max_size=5),
+    max_size=3,
+)  # fmt: skip
+RUNTIMES = st.none() | st.dictionaries(st.sampled_from(["runc", "crun", "x"]), st.just({"path": "crun"}), max_size=2)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    SETTINGS, RUNTIMES, st.none() | st.sampled_from(["runc", "x"]), st.booleans(), st.sampled_from([None, 3]), SETTINGS
+)
+def test_whatever_is_in_dockers_configuration_is_there_after_uninstalling(
+    wrapper: engines.Wrapped, whole: dict[str, Any], runtimes: dict[str, Any] | None, used: str | None, default: bool,
+    indent: int | None, later: dict[str, str],
+) -> None:  # fmt: skip
+    whole = {**whole, **({} if runtimes is None else {"runtimes": runtimes})}
+    whole |= {} if used is None else {"default-runtime": used}
+    with tempfile.TemporaryDirectory() as name:
+        directory, path = Path(name), Path(name, "daemon.json")
+        path.write_text(json.dumps(whole, indent=indent))
+        before = path.read_text()
+        make(engines.into_docker(directory, wrapper, default=default))
+        make(engines.out_of_docker(directory))
+        assert files_of(directory) == {"daemon.json": before}
+        make(engines.into_docker(directory, wrapper, default=default))
+        path.write_text(json.dumps({**json.loads(path.read_text()), **later}))  # somebody else, meanwhile
+        make(engines.out_of_docker(directory))
+        assert json.loads(path.read_text()) == {**whole, **later}
+
+
+def test_a_link_to_a_configuration_elsewhere_stays_one(tmp_path: Path, wrapper: engines.Wrapped) -> None:
+    (tmp_path / "elsewhere.json").write_text("{}")
+    (tmp_path / "daemon.json").symlink_to("elsewhere.json")
+    make(engines.into_docker(tmp_path, wrapper, default=False))
+    assert "overt" in (tmp_path / "elsewhere.json").read_text()
+    make(engines.out_of_docker(tmp_path))
+    assert os.readlink(tmp_path / "daemon.json") == "elsewhere.json"
+    assert (tmp_path / "elsewhere.json").read_text() == "{}"
 
 
 V2 = """version = 2

@@ -31,12 +31,13 @@ class Change(NamedTuple):
         if self.content is None:
             self.path.unlink()
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unready = self.path.with_name(self.path.name + ".unready")
+        path = self.path.resolve()  # a link to a file elsewhere stays one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unready = path.with_name(path.name + ".unready")
         try:
             unready.write_text(self.content)
-            unready.chmod(self.path.stat().st_mode & 0o7777 if self.path.exists() else self.mode)
-            os.replace(unready, self.path)
+            unready.chmod(path.stat().st_mode & 0o7777 if path.exists() else self.mode)
+            os.replace(unready, path)
         except OSError:
             unready.unlink(missing_ok=True)
             raise
