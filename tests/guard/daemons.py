@@ -142,7 +142,8 @@ def lose(disk: Disk, write: Sequence[str], here: Daemons) -> None:
 def write_archive(file: Path, layer: Path) -> None:
     """An image as `docker save` writes it."""
     config = json.dumps({
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine], "os": "linux", "config": {},
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine], "os": "linux",
+        "config": {"Cmd": ["/bin/sleep", "600"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.read_bytes()).hexdigest()}"]},
     })  # fmt: skip
     manifest = json.dumps([{"Config": "config.json", "RepoTags": ["tiny:latest"], "Layers": ["layer.tar"]}])
