@@ -115,7 +115,7 @@ class Daemons:
     @contextmanager
     def guard(self) -> Iterator[Guard]:
         """A guard that sees what the daemons mount."""
-        made = Guard(self.base / "guard", self.prefix)
+        made = Guard(self.base / "guard", prefix=self.prefix)
         try:
             yield made
         finally:

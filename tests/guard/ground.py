@@ -52,7 +52,7 @@ def build_asker(directory: Path) -> Path:
 class Guard:
     """`overt guard run`, with a log that a test can read."""
 
-    def __init__(self, socket: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, socket: Path, *, prefix: Sequence[str] = ()) -> None:
         self.socket = socket
         self.log = socket.with_suffix(".log")
         ready, tell = os.pipe()

@@ -48,7 +48,7 @@ def checker(tmp_path: Path) -> Iterator[Checker]:
 
 @pytest.fixture
 def guarded(checker: Checker) -> Iterator[Checker]:
-    guard = Guard(checker.socket, checker.prefix)
+    guard = Guard(checker.socket, prefix=checker.prefix)
     try:
         yield checker
         status = guard.status()

@@ -57,7 +57,7 @@ def run(socket_path: str | None, ready_fd: int | None, *, foreground: bool) -> N
     from overt.guard import activation, supervisor
 
     supervisor.prepare()
-    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), activation.sockets())
+    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), handed=activation.sockets())
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)

@@ -59,7 +59,7 @@ class _Caller:
 class Supervisor:
     """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
 
-    def __init__(self, path: Path, events: Events, handed: Mapping[str, socket.socket] | None = None) -> None:
+    def __init__(self, path: Path, events: Events, *, handed: Mapping[str, socket.socket] | None = None) -> None:
         """Listen, on sockets `handed` over by systemd where they have our paths. OSError: EADDRINUSE where a guard
         listens already.
         """
