@@ -64,7 +64,7 @@ class Description:
 class Account:
     """One overlay's share in the errors of its upper. Made by `Ledger.open_account`."""
 
-    __slots__ = ("before", "cursor", "ledger", "mounted_at", "name", "reached", "told", "volatile")
+    __slots__ = ("before", "cursor", "ledger", "mounted_at", "name", "reached", "spared", "told", "volatile")
 
     def __init__(self, ledger: "Ledger", name: str, *, volatile: bool) -> None:
         self.ledger = ledger
@@ -74,6 +74,8 @@ class Account:
         self.mounted_at = self.reached = ledger.count
         self.cursor = 0
         self.told = 0
+        self.spared: list[int] = []
+        """numbers of the errors that were others' only, the newest"""
 
     @property
     def count(self) -> int:
@@ -98,6 +100,12 @@ class Account:
         if error.number > self.reached:
             self.reached = error.number
             self.cursor = errseq.set_error(self.cursor, error.errno)
+
+    def spare(self, error: UpperError) -> None:
+        """Note that the errors owed up to `error` are known to be others' only: nobody in this overlay is told."""
+        if error.number > self.reached:
+            self.spared = [*self.spared, *range(self.reached + 1, error.number + 1)][-_KEPT:]
+            self.reached = error.number
 
     def open(self) -> Description:
         """A new open file description of this overlay."""
@@ -172,5 +180,6 @@ class Ledger:
             account.name
             for account in self.accounts
             if account.mounted_at < error.number
+            and error.number not in account.spared
             and (account.told if account.volatile else account.reached >= error.number)
         ]

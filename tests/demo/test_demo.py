@@ -51,7 +51,7 @@ def test_json_has_an_object_for_each_system_with_the_agreed_fields(
         (system, mount)
         for system in ("kernel overlayfs", "fuse-overlayfs", "overt")
         for mount in ("ordinary", "volatile")
-    ]
+    ] + [("overt guard", "ordinary")]
     for row in found:
         assert list(row)[: len(FIELDS)] == FIELDS
         assert row["containers"] == N
@@ -80,6 +80,13 @@ def test_overt_tells_as_promised_and_the_exit_status_says_so(
     assert counts(rows["overt", "ordinary"]) == [[N, 0], [N, 0], [0, 0], [1, 0]]
     assert counts(rows["overt", "volatile"]) == [[N, N], [N, N], [N, N], [1, 1]]
     assert (whole_run.returncode, whole_run.stderr) == (0, "")
+
+
+def test_the_guard_has_the_kernels_own_overlayfs_tell_each_container_once(
+    rows: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    assert counts(rows["overt guard", "ordinary"]) == [[N, 0], [N, 0], [0, 0], [1, 0]]
+    assert rows["overt guard", "ordinary"]["server_rss_bytes"] > 1_000_000
 
 
 @pytest.fixture

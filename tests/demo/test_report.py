@@ -37,6 +37,18 @@ def test_one_container_not_told_as_promised_is_status_1(row: Row) -> None:
     assert "did not keep its promise" in report.sentences([KERNEL, kept("ordinary"), row])[-1]
 
 
+def test_the_guard_has_a_promise_to_keep_as_well() -> None:
+    guard = kept("ordinary")._replace(system="overt guard")
+    rows = [KERNEL, kept("ordinary"), kept("volatile"), guard]
+    assert report.status(rows) == 0
+    assert report.sentences(rows)[-1].endswith("So did the guard, on the kernel's own overlayfs.")
+    rows[-1] = guard._replace(old_fd=(0, 0))
+    assert report.status(rows) == report.BROKEN
+    assert "overt guard, old_fd: told 0 and 0" in report.sentences(rows)[-1]
+    rows[-1] = Row("overt guard", "ordinary", N, outcome="missing", note="not without root")
+    assert report.status(rows) == 0
+
+
 def test_a_broken_promise_outweighs_a_void_row() -> None:
     void = KERNEL._replace(outcome="void", new_fd=None)
     assert report.status([void, kept("ordinary")._replace(new_fd=(0, 0))]) == report.BROKEN

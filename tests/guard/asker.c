@@ -2,15 +2,25 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/filter.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -61,6 +71,19 @@ static long measure(int fd, int count, char call)
     median = took[count / 2];
     free(took);
     return median;
+}
+
+/* What one of `count` calls took, in picoseconds: they are timed together, for a clock costs as much as a write. */
+static long together(int fd, int count, char call)
+{
+    struct timespec from, to;
+    char byte = 0;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    for (int i = 0; i < count; i++)
+        if (call == 'f' ? fsync(fd) : pwrite(fd, &byte, 1, 0) - 1)
+            return -errno;
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    return ((to.tv_sec - from.tv_sec) * 1000000000L + to.tv_nsec - from.tv_nsec) * 1000 / count;
 }
 
 static int thread_fd;
@@ -122,14 +145,20 @@ static void *swap_main(void *unused)
 
 int main(void)
 {
-    char line[8192], path[4096], hex[256];
+    char line[16384], path[4096], hex[256], options[4096];
     int fd, count, pair[2] = {-1, -1};
     double seconds;
     pthread_t swapper;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     prctl(PR_SET_NAME, "asker");
-    while (fgets(line, sizeof line, stdin)) {
+    for (;;) {
+        if (!fgets(line, sizeof line, stdin)) {
+            if (!ferror(stdin) || errno != EINTR)
+                break;
+            clearerr(stdin);
+            continue;
+        }
         if (sscanf(line, "open %4095s", path) == 1)
             printf("%d\n", (fd = open(path, O_RDONLY | O_CLOEXEC)) < 0 ? -errno : fd);
         else if (sscanf(line, "path %4095s", path) == 1)
@@ -150,20 +179,52 @@ int main(void)
             printf("%d\n", wrong(fsync(fd)));
         else if (sscanf(line, "measure %255s %d %d", hex, &fd, &count) == 3)
             printf("%ld\n", measure(fd, count, hex[0]));
+        else if (sscanf(line, "together %255s %d %d", hex, &fd, &count) == 3)
+            printf("%ld\n", together(fd, count, hex[0]));
         else if (sscanf(line, "threads %d %d", &fd, &count) == 2) {
             int told = 0, other = 0;
             at_once(fd, count, &told, &other);
             printf("%d %d\n", told, other);
         } else if (sscanf(line, "calls %d %lf", &fd, &seconds) == 2)
             keep_calling(fd, seconds);
-        else if (sscanf(line, "signals %d", &count) == 1) {
+        else if (sscanf(line, "signals %d %255s", &count, hex) == 2) {
             struct itimerval every = {{0, count}, {0, count}};
-            struct sigaction act = {.sa_handler = nothing, .sa_flags = SA_RESTART};
+            struct sigaction act = {.sa_handler = nothing, .sa_flags = hex[0] == 'r' ? SA_RESTART : 0};
             sigaction(SIGALRM, &act, NULL);
             printf("%d\n", wrong(setitimer(ITIMER_REAL, &every, NULL)));
         } else if (sscanf(line, "swap %d %4095s %255s", &swap_fd, path, hex) == 3) {
             swap_paths[0] = strdup(path), swap_paths[1] = strdup(hex);
             printf("%d\n", pthread_create(&swapper, NULL, swap_main, NULL));
+        } else if (sscanf(line, "child %d", &fd) == 1) { /* a child calls, and answers when it is back */
+            signal(SIGCHLD, SIG_IGN);
+            if (!fork()) {
+                printf("%d\n", wrong(syncfs(fd)));
+                _exit(0);
+            }
+        } else if (sscanf(line, "chroot %4095s", path) == 1)
+            printf("%d\n", chroot(path) || chdir("/") ? errno : 0);
+        else if (sscanf(line, "unlink %4095s", path) == 1)
+            printf("%d\n", wrong(unlink(path)));
+        else if (sscanf(line, "mkdir %4095s", path) == 1)
+            printf("%d\n", wrong(mkdir(path, 0755)));
+        else if (sscanf(line, "unshare %x", &count) == 1)
+            printf("%d\n", wrong(unshare(count)));
+        else if (sscanf(line, "mount %255s %4095s %4095s", hex, path, options) == 3)
+            printf("%d\n", wrong(mount("none", path, hex, 0, options)));
+        else if (!strncmp(line, "listen", 6)) { /* a filter of its own, with a listener */
+            struct sock_filter allow = {0x06, 0, 0, 0x7fff0000};
+            struct sock_fprog program = {1, &allow};
+            prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            printf("%d\n", wrong(syscall(317, 1, 8, &program)));
+        } else if (!strncmp(line, "odd", 3)) { /* descriptors of all kinds: which call was wrongly answered, from 1 */
+            int odd[] = {eventfd(0, 0), epoll_create1(0), memfd_create("m", 0), inotify_init(), socket(AF_UNIX, SOCK_STREAM, 0),
+                         timerfd_create(CLOCK_MONOTONIC, 0), open("/proc/self/status", O_RDONLY),
+                         open("/proc/self/ns/mnt", O_RDONLY), open("/", O_PATH), -1, INT_MAX};
+            count = 0;
+            for (size_t at = 0; at < sizeof odd / sizeof *odd; at++)
+                if (wrong(syncfs(odd[at])) != (at < 8 ? 0 : EBADF))
+                    count = at + 1;
+            printf("%d\n", count);
         } else if (!strncmp(line, "fork", 4)) {
             /* The child shares all descriptions and takes over; the parent waits, for its namespace's sake. */
             if (fork())

@@ -25,7 +25,7 @@ from overt.lab import Disk
 
 HERE = Path(__file__).parent
 SOURCE = Path(overt.__file__).parent.parent
-EIO, EBADF, ENOSYS = 5, 9, 38
+EINTR, EIO, EBADF, ENOSYS = 4, 5, 9, 38
 SECONDS = 30.0
 RUNTIMES = ("runc", "crun")
 
@@ -52,12 +52,12 @@ def build_asker(directory: Path) -> Path:
 class Guard:
     """`overt guard run`, with a log that a test can read."""
 
-    def __init__(self, socket: Path, *, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, socket: Path, *options: str, prefix: Sequence[str] = ()) -> None:
         self.socket = socket
         self.log = socket.with_suffix(".log")
         ready, tell = os.pipe()
-        options = ["--socket", str(socket), "--ready-fd", str(tell)]
-        words = [*prefix, sys.executable, "-m", "overt", "guard", "run", "-f", *options]
+        words = [*prefix, sys.executable, "-m", "overt", "guard", "run", "-f", "--socket", str(socket)]
+        words += ["--ready-fd", str(tell), *options]
         try:
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
@@ -169,8 +169,9 @@ class Container:
         """The next answer."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._heard:
-            ready, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{self.id}: no answer in {seconds:g} s"
+            poll = select.poll()
+            poll.register(self._out, select.POLLIN)
+            assert poll.poll(max(0.0, deadline - time.monotonic()) * 1000), f"{self.id}: no answer in {seconds:g} s"
             data = os.read(self._out, 4096)
             assert data, f"{self.id} has ended: {(self.bundle / 'log').read_text()}"
             self._heard += data
@@ -249,8 +250,8 @@ class Ground:
         self.guard: Guard | None = None
         self._number = 0
 
-    def start_guard(self) -> Guard:
-        self.guard = Guard(self.base / "guard")
+    def start_guard(self, *options: str) -> Guard:
+        self.guard = Guard(self.base / "guard", *options)
         return self.guard
 
     def container(self, runtime: str = "crun", *, wait: bool = True, **changes: Any) -> Container:
@@ -287,8 +288,10 @@ class Ground:
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}, *changes.pop("mounts", [])],
             "linux": {"namespaces": [{"type": name} for name in names]},
         }  # fmt: skip
-        if guarded:
-            whole["linux"]["seccomp"] = profile.make(profile.MINIMAL, str(self.base / "guard"))  # type: ignore[index]
+        filtered = dict(profile.MINIMAL)  # a profile costs something by itself
+        whole["linux"]["seccomp"] = (  # type: ignore[index]
+            profile.make(filtered, str(self.base / "guard")) if guarded else filtered
+        )
         return whole
 
     def host_syncfs(self) -> int:
@@ -302,12 +305,39 @@ class Ground:
             os.close(fd)
         return 0
 
+    @contextmanager
+    def nothing_kept(self) -> Iterator[None]:
+        """At the end the guard's processes are the same, have no more descriptors open, and nothing went wrong.
+
+        What comes inside has to go inside.
+        """
+        assert self.guard is not None
+        guard = self.guard
+        pids = (guard.process.pid, guard.worker)
+        before = [descriptors(pid) for pid in pids]
+        yield
+        assert guard.worker == pids[1], guard.log.read_text()[-4000:]
+
+        def after() -> list[int]:
+            return [descriptors(pid) for pid in pids]
+
+        with suppress(AssertionError):
+            wait_until(lambda: all(now <= then for now, then in zip(after(), before, strict=True)), "", 15)
+        assert all(now <= then for now, then in zip(after(), before, strict=True)), (before, after())
+        status = guard.status()
+        assert (status["crashes"], guard.events("internal error")) == (0, [])
+
     def close(self) -> None:
         with ExitStack() as stack:
             if self.guard is not None and self.guard.process.poll() is None:
                 stack.callback(self.guard.stop)
             for container in self.containers:
                 stack.callback(container.close)
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def fail(disk: Disk) -> None:

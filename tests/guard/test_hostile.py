@@ -10,7 +10,7 @@ import pytest
 
 from overt.lab import Disk
 
-from .ground import EIO, Ground, wait_until
+from .ground import EINTR, EIO, Ground, descriptors, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -50,8 +50,15 @@ def test_a_descriptor_that_is_swapped_all_the_time_takes_nothing_from_others(gua
     swapping.say("calls", fd, 1.0)
     other.lose()
     assert [other.syncfs(old), other.syncfs(old)] == [EIO, 0]
-    calls, _, enosys, _, strange = swapping.hear()
-    assert calls > 50 and (enosys, strange) == (0, 0)
+    made = 0
+    for _ in range(20):  # more than once where the machine is busy
+        calls, _, enosys, _, strange = swapping.hear()
+        assert (enosys, strange) == (0, 0)
+        made += calls
+        if made > 50:
+            break
+        swapping.say("calls", fd, 1.0)
+    assert made > 50
     assert guarded.guard is not None
     assert guarded.guard.status()["crashes"] == 0
 
@@ -80,18 +87,40 @@ def test_a_disk_that_hangs_keeps_only_its_own_containers_and_killing_one_leaks_n
         wait_until(lambda: len(status()["uppers"]) == 1, "the second disk is let go")
 
 
-def test_signals_during_calls_lose_nothing(guarded: Ground) -> None:
+@pytest.mark.parametrize("how", ["restart", "interrupt"])
+def test_signals_during_calls_lose_nothing(guarded: Ground, how: str) -> None:
+    """Every 20 ms; a call that is interrupted fails with EINTR or starts again, and was not told."""
     container = guarded.container()
     fd = container.open()
-    assert container.ask("signals", 20_000) == 0
-    container.say("calls", fd, 0.5)
-    calls, eio, enosys, _, strange = container.hear()
-    assert calls > 20 and (eio, enosys, strange) == (0, 0, 0)
-    container.lose()
-    told = 0
-    for _ in range(50):
-        told += container.syncfs(fd) == EIO
-    assert told == 1
+    assert container.ask("signals", 20_000, how) == 0
+    container.say("calls", fd, 1.0)
+    calls, eio, enosys, eintr, strange = container.hear()
+    assert calls > 100 and (eio, enosys, strange) == (0, 0, 0)
+    assert how == "interrupt" or eintr == 0
+    for number in range(20):
+        container.lose(f"/victim-{number}")
+        answers = [container.syncfs(fd) for _ in range(20)]
+        if answers.count(EINTR) > 10:  # the machine is so busy that a call takes longer than that
+            assert container.ask("signals", 0, how) == 0
+            answers += [container.syncfs(fd), container.syncfs(fd)]
+            assert container.ask("signals", 20_000, how) == 0
+        assert (answers.count(EIO), set(answers) <= {0, EIO, EINTR}) == (1, True), answers
+
+
+def test_a_call_that_waits_for_the_disk_is_interrupted_and_not_told(guarded: Ground) -> None:
+    container = guarded.container()
+    fd = container.ask("write", "/victim", guarded.disk.marker.hex(), 1)
+    assert container.ask("signals", 20_000, "interrupt") == 0
+    guarded.disk.hang()
+    try:
+        container.say("syncfs", fd)
+        assert container.hear() == [EINTR]
+    finally:
+        guarded.disk.fail("data")
+        guarded.disk.resume()
+    assert container.ask("signals", 0, "interrupt") == 0
+    assert [container.syncfs(fd), container.syncfs(fd)] == [EIO, 0]
+    guarded.disk.heal()
 
 
 def test_only_root_reaches_the_socket(guarded: Ground) -> None:
@@ -131,10 +160,6 @@ def test_a_forged_process_state_is_refused_and_nothing_is_kept(guarded: Ground, 
     guarded.end(container)
     wait_until(lambda: descriptors(guard.process.pid) <= before, "nothing is kept")
     assert guard.status()["crashes"] == 0
-
-
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def test_who_connects_and_says_nothing_keeps_nobody(guarded: Ground) -> None:

@@ -11,7 +11,7 @@ from tests.containers import engine as podman
 
 from overt.lab import Disk
 
-from .ground import SOURCE, Guard, fail
+from .ground import SOURCE, Guard, fail, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(110)]
 
@@ -60,5 +60,12 @@ def test_podmans_containers_are_told_once_each_by_run_and_by_exec(disk: Disk, tm
                 assert engine.podman("exec", name, *sync) == ""
             guarded = [each for each in guard.status()["overlays"] if each["told"]]
             assert len(guarded) == 2
+            wait_until(lambda: guard.events("file lost"), "the file is named")
+            (lost,) = guard.events("file lost")
+            assert (lost["path"], lost["container"]) == (
+                "/lost",
+                engine.podman("inspect", "-f", "{{.Id}}", "one").strip(),
+            )
+            assert "tiny" in lost["image"]
     finally:
         assert guard.stop() == 0

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from overt.host import files
-from overt.upper import Uppers
+from overt.upper import Upper, Uppers
 
 from .stage import BLOCK, Stage, errnos, flush, told
 
@@ -179,6 +180,13 @@ def test_check_after_an_error_flushes_nothing_either(stage: Stage) -> None:
     assert stage.disk.marker not in stage.disk.snapshot()
 
 
+def named(upper: Upper, since: int) -> set[int] | None:
+    failed = upper.failed(since)
+    now = time.monotonic()
+    assert all(now - 60 < when <= now for when in (failed or {}).values())
+    return None if failed is None else set(failed)
+
+
 def test_the_files_that_failed_are_named_and_no_other(stage: Stage) -> None:
     upper, _ = stage.attach()
     stage.write("bystander")
@@ -187,16 +195,16 @@ def test_the_files_that_failed_are_named_and_no_other(stage: Stage) -> None:
     upper.check()
     second = stage.lose("second")
     upper.check()
-    assert [upper.failed(since) for since in range(3)] == [{first, second}, {second}, set()]
+    assert [named(upper, since) for since in range(3)] == [{first, second}, {second}, set()]
     assert stage.lose("first") == first
     upper.check()
-    assert [upper.failed(since) for since in range(4)] == [{first, second}, {first, second}, {first}, set()]
+    assert [named(upper, since) for since in range(4)] == [{first, second}, {first, second}, {first}, set()]
 
 
 def test_which_files_failed_is_not_guessed_without_the_tracepoint(ext4: Stage) -> None:
     ext4.uppers = Uppers(trace=False)
     upper, _ = ext4.attach()
-    assert upper.failed(0) == set()
+    assert upper.failed(0) == {}
     ext4.lose("victim")
     upper.check()
     assert upper.failed(0) is None
@@ -215,7 +223,7 @@ def test_of_failed_files_without_end_the_latest_are_known(
         upper.check()
     assert [error.number for error in upper.ledger.errors] == [1, 2, 3, 4, 5]
     if module == "upper":
-        assert [upper.failed(since) for since in range(6)] == [None, None, {*lost[2:]}, {*lost[3:]}, {lost[4]}, set()]
+        assert [named(upper, since) for since in range(6)] == [None, None, {*lost[2:]}, {*lost[3:]}, {lost[4]}, set()]
         return
     for round_ in range(4):
         ext4.lose(f"together-{round_}")
@@ -224,7 +232,7 @@ def test_of_failed_files_without_end_the_latest_are_known(
     assert upper.failed(5) is None
     assert ext4.lose("last") == last
     upper.check()
-    assert (upper.failed(5), upper.failed(6)) == (None, {last})
+    assert (named(upper, 5), named(upper, 6)) == (None, {last})
 
 
 def test_lost_events_still_make_an_error_but_name_no_files(ext4: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

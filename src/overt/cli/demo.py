@@ -6,9 +6,9 @@ from overt.lab import FILESYSTEMS
 
 _HELP = """Fail a disk under many overlays, and count who is told.
 
-For each system (kernel overlayfs, fuse-overlayfs, overt; ordinary and volatile mounts): one disk, --containers overlays
-on it, a container in each, and one write that the disk refuses. Then every container asks, twice each: syncfs on a new
-descriptor, syncfs on one opened before, fsync of a file of its own.
+For each system (kernel overlayfs, fuse-overlayfs, overt; ordinary and volatile mounts; kernel overlayfs with overt
+guard): one disk, --containers overlays on it, a container in each, and one write that the disk refuses. Then every
+container asks, twice each: syncfs on a new descriptor, syncfs on one opened before, fsync of a file of its own.
 
 \b
 Exit status:

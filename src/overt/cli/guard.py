@@ -48,7 +48,11 @@ def _path(given: str | None) -> Path:
 @_SOCKET
 @click.option("-f", "--foreground", is_flag=True, help="Events go to standard error instead of syslog.")
 @click.option("--ready-fd", type=int, metavar="FD", help="Write a byte to this descriptor when ready, and close it.")
-def run(socket_path: str | None, ready_fd: int | None, *, foreground: bool) -> None:
+@click.option(
+    "--blame", type=click.Choice(["all", "owner"]), default="all", show_default=True,
+    help="Whom to tell of a lost write: all on that filesystem, or those whose files it was, if that is certain.",
+)  # fmt: skip
+def run(socket_path: str | None, ready_fd: int | None, blame: str, *, foreground: bool) -> None:
     """Guard the containers whose profile names the socket as its listenerPath.
 
     SIGTERM ends it; containers that still run get ENOSYS from syncfs(2) from then on.
@@ -57,7 +61,7 @@ def run(socket_path: str | None, ready_fd: int | None, *, foreground: bool) -> N
     from overt.guard import activation, supervisor
 
     supervisor.prepare()
-    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), handed=activation.sockets())
+    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame, handed=activation.sockets())
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)
@@ -96,6 +100,9 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
             taken = ", taken from the host" if error["taken"] else ""
             what = f"error {error['number']}: {os.strerror(error['errno'])}"
             click.echo(f"    {what}, {when}, by {error['source']}{taken}; told in {error['told']} overlays")
+            for each in error["lost"]:
+                where = f"{each['container']} ({each['image']})" if each["image"] else each["container"]
+                click.echo(f"      {'lost' if each['certain'] else 'perhaps lost'}: {each['path']} in {where}")
 
 
 @command.command()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from overt.host import files, process
+from overt.host import files, process, seccomp
 from overt.lab import bounded
 from overt.lab.container import close_all_but, enter
 
@@ -63,16 +63,17 @@ class Container:
     """A container as its maker sees it, which has to be a process with one thread.
 
     `overlay` is a detached mount's descriptor, `place` a directory where it is attached before it becomes the root;
-    `unlucky` are the bytes that the container writes when asked to lose().
+    `unlucky` are the bytes that the container writes when asked to lose(); `guard` is the socket of an `overt guard` to
+    which it hands its syncfs(2) over, or None.
     """
 
-    def __init__(self, name: str, overlay: int, place: str, unlucky: bytes) -> None:
+    def __init__(self, name: str, overlay: int, place: str, unlucky: bytes, guard: str | None) -> None:
         self.name = name
         self._socket, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with inside:
             self.pid = os.fork()
             if self.pid == 0:
-                _live(overlay, inside.fileno(), place, unlucky)
+                _live(name, overlay, inside.fileno(), place, unlucky, guard)
         self._socket.settimeout(PATIENCE)
 
     def ask(self, question: Callable[[Life], list[int]]) -> list[int]:
@@ -101,7 +102,9 @@ class Container:
 
 
 @contextmanager
-def contain(overlays: list[int], place: str, unlucky: bytes, step: Callable[[], None]) -> Iterator[list[Container]]:
+def contain(
+    overlays: list[int], place: str, unlucky: bytes, step: Callable[[], None], guard: str | None = None
+) -> Iterator[list[Container]]:
     """A container for each of `overlays`, whose descriptors are taken from the list and closed; all gone at the end.
 
     `step` is called when one is ready. See Container for the rest.
@@ -109,7 +112,7 @@ def contain(overlays: list[int], place: str, unlucky: bytes, step: Callable[[], 
     containers: list[Container] = []
     try:
         while overlays:
-            containers.append(Container(f"container {len(containers) + 1}", overlays[-1], place, unlucky))
+            containers.append(Container(f"container {len(containers) + 1}", overlays[-1], place, unlucky, guard))
             os.close(overlays.pop())
         for container in containers:
             container.hear("its start")
@@ -123,13 +126,16 @@ def contain(overlays: list[int], place: str, unlucky: bytes, step: Callable[[], 
             raise TimeoutError(errno.ETIMEDOUT, f"killed, but not dead in {PATIENCE:g} s: {', '.join(stuck)}")
 
 
-def _live(overlay: int, control: int, place: str, unlucky: bytes) -> NoReturn:
+def _live(name: str, overlay: int, control: int, place: str, unlucky: bytes, guard: str | None) -> NoReturn:
     try:
         process.die_with_parent(signal.SIGKILL)
         close_all_but(overlay, control)
         with socket.socket(fileno=control) as conversation:
             try:
-                enter(overlay, place)
+                with _connected(guard) as runtime:
+                    enter(overlay, place)
+                    if runtime is not None:
+                        _hand_over_syncfs(runtime, name)
                 life = Life(unlucky)
                 conversation.send(json.dumps([0]).encode())
                 while question := conversation.recv(64):
@@ -144,6 +150,27 @@ def _live(overlay: int, control: int, place: str, unlucky: bytes) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+@contextmanager
+def _connected(guard: str | None) -> Iterator[socket.socket | None]:
+    """A connection to the guard, made while its path still means something."""
+    if guard is None:
+        yield None
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
+        runtime.connect(guard)
+        yield runtime
+
+
+def _hand_over_syncfs(runtime: socket.socket, name: str) -> None:
+    """What a runtime does that is told a listenerPath (OCI runtime specification, config-linux.md, seccomp)."""
+    listener = seccomp.notify("syncfs")
+    try:
+        state = {"fds": ["seccompFd"], "pid": os.getpid(), "state": {"id": name, "pid": os.getpid(), "bundle": ""}}
+        socket.send_fds(runtime, [json.dumps(state).encode()], [listener])
+    finally:
+        os.close(listener)
 
 
 def _open_root() -> int:

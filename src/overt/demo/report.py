@@ -28,6 +28,9 @@ QUESTIONS = {
 }
 
 
+OURS = ("overt", "overt guard")
+
+
 def promise(mount: str, count: int) -> dict[str, Counts]:
     """Whom overt has promised to tell, of `count` containers: an answer to each of QUESTIONS."""
     if mount == "volatile":
@@ -38,21 +41,25 @@ def promise(mount: str, count: int) -> dict[str, Counts]:
 def broken(row: Row) -> list[str]:
     """Where the row is not what overt has promised, in words."""
     if row.outcome == "failed":
-        return [f"{row.mount}: {row.note}"]
+        return [f"{_name(row)}: {row.note}"]
     if row.outcome != "asked":
         return []
-    found = [] if row.note is None else [f"{row.mount}: {row.note}"]
+    found = [] if row.note is None else [f"{_name(row)}: {row.note}"]
     for question, due in promise(row.mount, row.containers).items():
         told = getattr(row, question)
         if told != due:
-            found.append(f"{row.mount}, {question}: told {told[0]} and {told[1]}, due {due[0]} and {due[1]}")
+            found.append(f"{_name(row)}, {question}: told {told[0]} and {told[1]}, due {due[0]} and {due[1]}")
     return found
+
+
+def _name(row: Row) -> str:
+    return row.mount if row.system == "overt" else row.system
 
 
 def status(rows: list[Row]) -> int:
     """The exit status: see above."""
     ours = [row for row in rows if row.system == "overt"]
-    if any(broken(row) for row in ours):
+    if any(broken(row) for row in rows if row.system in OURS):
         return BROKEN
     if any(row.outcome in ("void", "failed") for row in rows):
         return VOID
@@ -114,7 +121,7 @@ def sentences(rows: list[Row]) -> list[str]:
         return []
     told: dict[str, list[str]] = {}
     for row in asked:
-        if row.new_fd and row.system != "overt":
+        if row.new_fd and row.system not in OURS:
             told.setdefault(row.system, []).append(f"{row.new_fd[0]} on {row.mount} mounts")
     others = "; ".join(f"{system} told {' and '.join(counts)}" for system, counts in told.items())
     found = [
@@ -128,14 +135,17 @@ def sentences(rows: list[Row]) -> list[str]:
 
 
 def _verdict(rows: list[Row]) -> str:
-    faults = [fault for row in rows if row.system == "overt" for fault in broken(row)]
+    faults = [fault for row in rows if row.system in OURS for fault in broken(row)]
     if faults:
         return f"overt did not keep its promise: {'; '.join(faults)}."
     if any(row.system == "overt" and row.outcome != "asked" for row in rows):
         return "Whether overt keeps its promise was not shown."
+    guarded = any(row.system == "overt guard" and row.outcome == "asked" for row in rows)
     return (
         "overt told every container: on an ordinary mount once on each descriptor, whoever else had been told before, "
         "and by fsync only the one whose file it was; on a volatile mount at every call, for ever."
+        + guarded
+        * " So did the guard, on the kernel's own overlayfs."
     )
 
 

@@ -90,8 +90,9 @@ def _run(system: System, disk: Disk, count: int, tell: Tell) -> Row:
         _opened(disk.path) as witness,
         _opened(disk.path) as upper,
         _overlays(system, disk.path, count, tell) as (overlays, service, row),
-        _contained(overlays, disk.path, unlucky, tell) as containers,
+        _contained(overlays, disk.path, unlucky, tell, service.guard) as containers,
     ):
+        service.await_containers(count)
         files.syncfs(upper)
         disk.fail("data")
         containers[0].ask(Life.lose)
@@ -141,10 +142,12 @@ def _overlays(system: System, path: str, count: int, tell: Tell) -> Iterator[tup
 
 
 @contextmanager
-def _contained(overlays: list[int], path: str, unlucky: bytes, tell: Tell) -> Iterator[list[Container]]:
+def _contained(
+    overlays: list[int], path: str, unlucky: bytes, tell: Tell, guard: str | None = None
+) -> Iterator[list[Container]]:
     root = f"{path}/root"
     os.mkdir(root)
-    with contain(overlays, root, unlucky, _stepper("starting containers", len(overlays), tell)) as containers:
+    with contain(overlays, root, unlucky, _stepper("starting containers", len(overlays), tell), guard) as containers:
         yield containers
 
 

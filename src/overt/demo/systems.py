@@ -8,16 +8,21 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overt.host import mounts, process
 from overt.host.process import in_user_namespace
 from overt.server.client import Client, ServerError, Started, start
+
+_PATIENCE = 60.0
+"""seconds for a guard to start, and to take its containers"""
 
 
 class Layers(NamedTuple):
@@ -38,6 +43,13 @@ class Service(ABC):
     @abstractmethod
     def pids(self) -> list[int]:
         """The processes that serve what was mounted."""
+
+    guard: str | None = None
+    """the socket of the guard to which the containers hand their syncfs(2) over, if there is one"""
+
+    def await_containers(self, count: int) -> None:
+        """Return when all is ready for what containers do. OSError if it does not get so."""
+        return
 
 
 class System(ABC):
@@ -185,12 +197,56 @@ class OvertService(Service):
         return self._server.pids()
 
 
+class Guarded(KernelOverlayfs):
+    """Kernel overlayfs, and `overt guard` beside it; only ordinary mounts need it."""
+
+    name = "overt guard"
+
+    def missing(self) -> str | None:
+        return "not without root" if in_user_namespace() else super().missing()
+
+    @contextmanager
+    def serve(self) -> Iterator[Service]:
+        with tempfile.TemporaryDirectory(prefix="overt-demo-") as place:
+            self.guard = f"{place}/socket"
+            log = Path(place, "log")
+            command = [sys.executable, "-m", "overt", "guard", "run", "-f", "--socket", self.guard]
+            with (
+                open(log, "wb") as output,
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as self._process,
+            ):
+                try:
+                    self._await(lambda: Path(f"{self.guard}.status").exists(), log)
+                    yield self
+                finally:
+                    self._process.terminate()
+
+    def await_containers(self, count: int) -> None:
+        self._await(lambda: self._guarded() == count)
+
+    def _guarded(self) -> int:
+        from overt.guard import supervisor  # here, to keep the containers, which are forks of this process, small
+
+        overlays: Any = supervisor.ask(Path(self.guard or ""))["overlays"]
+        return sum(each["guarded"] for each in overlays)
+
+    def _await(self, condition: Callable[[], bool], log: Path | None = None) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, f"no guard: {log.read_text().strip() if log else 'it is too slow'}")
+            time.sleep(0.05)
+
+    def pids(self) -> list[int]:
+        return [self._process.pid, *process.children(self._process.pid)]
+
+
 SYSTEMS = (KernelOverlayfs, FuseOverlayfs, Overt)
 
 
 def all_systems() -> list[System]:
-    """Every system, ordinary and volatile, in the order of the table."""
-    return [system(volatile) for system in SYSTEMS for volatile in (False, True)]
+    """Every system, ordinary and volatile, in the order of the table; the guard last."""
+    return [*(system(volatile) for system in SYSTEMS for volatile in (False, True)), Guarded(False)]
 
 
 def _no_fuse() -> str | None:

@@ -7,8 +7,9 @@ The loop looks and never waits: not for a FUSE server that a container may run, 
 where another thread takes over after a moment (guard/loop.py). When several call at once, the upper's flusher flushes
 for all of them. So a disk that hangs keeps only its own containers.
 
-Whatever is looked up by a thread id is believed only if the notification is still valid afterwards
-(SECCOMP_IOCTL_NOTIF_ID_VALID): the thread was then blocked in this call all the while, and the id not another's.
+What is looked up by a thread id is the caller's if the notification is still valid afterwards: the thread was then
+blocked in this call all the while, and the id not another's. The answer itself fails if it is not; where more than an
+answer depends on it SECCOMP_IOCTL_NOTIF_ID_VALID is asked.
 
 An error in here is EIO for the caller and an event. It is never success.
 """
@@ -19,19 +20,22 @@ import os
 import select
 import socket
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from overt.events import Events
-from overt.guard import container, descriptions, listener, overlay, resume, status, table
+from overt.guard import container, descriptions, listener, overlay, resume, status, table, victims
 from overt.guard.container import Container
+from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
 from overt.guard.meter import Meter
 from overt.guard.overlay import Overlay
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
 from overt.guard.table import Mounted
+from overt.guard.victims import Loss
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
 from overt.upper.trace import Trace
@@ -39,6 +43,11 @@ from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
 
 _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
+_MOST_OPENING = 64
+"""overlays of one container that are being opened, a thread each: its upper may be a server that never answers"""
+_NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
+"""answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
+_LOSSES = 1000
 _WALK = 5.0
 """seconds between two looks whether descriptions that are held are still open"""
 
@@ -48,7 +57,7 @@ class Agent:
 
     def __init__(
         self, supervisor: socket.socket, status: socket.socket, slots: Slots, trace: Trace | None, events: Events,
-        generation: int,
+        generation: int, blame: str,
     ) -> None:  # fmt: skip
         self.supervisor = supervisor
         self.status_socket = status
@@ -56,11 +65,17 @@ class Agent:
         self.trace = trace
         self.events = events
         self.generation = generation
+        self.blame = blame
+        """whom to tell of an error: ``all``, or ``owner``, the containers whose files were lost, if that is certain"""
+        self.losses: deque[dict[str, Any]] = deque(maxlen=_LOSSES)
+        """files that were lost, the newest"""
         self.keeper = Keeper(supervisor)
         self.uppers = Uppers(self._error, trace=trace or False)
         self.table = table.Table()
         self.containers: dict[int, Container] = {}
         self.overlays: dict[int, Overlay] = {}
+        self.crowds: defaultdict[int, Crowd] = defaultdict(Crowd)
+        """by upper"""
         self.doubtful = 0
         self.answered = 0
         self.meter = Meter()
@@ -126,14 +141,16 @@ class Agent:
 
     def _look_around(self, guarded: Container) -> None:
         """Open accounts for the overlays that a new container sees: errors count from its start."""
+        pid = guarded.state.pid
         try:
-            mounts = table.read(guarded.state.pid).values()
+            self.table.mount_of(b"/proc/%d/root" % pid, (pid,))  # while it is seen: it may chroot
+            mounts = table.read(pid).values()
         except OSError:  # it has ended already
             return
         for mounted in {each.device: each for each in mounts if each.lies}.values():
             try:
                 each = self._use(guarded, mounted)
-                each.open(self.uppers, [guarded.state.pid])
+                each.open(self.uppers, [pid])
                 self._keep_upper(each.upper)
             except ProcessLookupError:  # it has ended meanwhile
                 return
@@ -141,6 +158,7 @@ class Agent:
                 self.events.say(
                     "not guarded", container=guarded.state.id, overlay=os.fsdecode(mounted.upperdir), why=str(error)
                 )
+        guarded.image = container.image(guarded.state)
 
     def _use(self, guarded: Container, mounted: Mounted) -> Overlay:
         """The overlay, noted as used by a container. OSError if that has ended."""
@@ -157,12 +175,14 @@ class Agent:
     def _gone(self, guarded: Container) -> None:
         """The last task with this filter has ended."""
         self.loop.forget(guarded.fd)
-        os.close(guarded.fd)
         del self.containers[guarded.number]
         self.keeper.drop(f"listener/{guarded.number}")
         unused = []
         with self._lock:
             guarded.closed = True
+            self._resume(guarded)
+            for crowd in self.crowds.values():
+                crowd.forget(guarded.number)
             for device in guarded.devices:
                 each = self.overlays.get(device)
                 if each is not None:
@@ -180,6 +200,7 @@ class Agent:
         each.close()
         if upper is not None and not upper.ledger.accounts:
             self.keeper.drop(f"upper/{upper.s_dev}")
+            self.crowds.pop(upper.s_dev, None)
 
     # A call
 
@@ -187,37 +208,57 @@ class Agent:
         if not what & select.EPOLLIN:
             self._gone(guarded)
             return
-        slot = self.slots.take(guarded.number) if guarded.waiting < _MOST_WAITING else -1
-        if slot < 0:
-            guarded.paused = True
-            self.loop.pause(guarded.fd)
-            return
+        with self._lock:
+            many = guarded.receiving or guarded.waiting >= _MOST_WAITING
+            slot = -1 if many else self.slots.take(guarded.number)
+            if slot < 0:
+                guarded.paused = True
+                self.loop.pause(guarded.fd)
+                return
+            guarded.receiving = True
+        self.loop.long(lambda: self._receive(guarded, slot))
+
+    def _receive(self, guarded: Container, slot: int) -> None:
+        """Take the call. It waits if somebody else has taken it: a process that has its own listener."""
         try:
             listener.receive(guarded.fd, self.slots.address(slot))
         except OSError as error:
-            self.slots.free(slot)
             if error.errno not in (errno.ENOENT, errno.EINTR):
                 raise
-            return  # the caller was killed, or a signal came, before we were
+            self.slots.free(slot)  # the caller was killed, or a signal came, before we were
+            slot = -1
         with self._lock:
-            guarded.waiting += 1
-        guarded.calls += 1
-        self.begin(guarded, slot, self.slots.read(slot))
+            guarded.receiving = False
+            guarded.waiting += slot >= 0
+            guarded.calls += slot >= 0
+            self._resume(guarded)
+        if slot >= 0:
+            self.begin(guarded, slot, self.slots.read(slot))
+
+    def _resume(self, guarded: Container) -> None:
+        """Take further calls, as far as there is room; let go of the listener of one that has ended. Under the lock."""
+        if guarded.closed:
+            if not guarded.receiving and not guarded.waiting and guarded.fd >= 0:
+                os.close(guarded.fd)
+                guarded.fd = -1
+        elif guarded.paused and not guarded.receiving and guarded.waiting < _MOST_WAITING:
+            guarded.paused = False
+            self.loop.pause(guarded.fd, paused=False)
 
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
+        """Answer a call that was received, here or on another thread."""
         self.meter.begin(slot)
         try:
             each = self._overlay_of(guarded, call)
-            if not listener.is_valid(guarded.fd, call.id):
-                self.done(guarded, slot)
-            elif each is None:
+            if each is None:
                 self._continue(guarded, slot, call)
             elif each.account is None:
-                self._apart(self._open_first, each, guarded, slot, call)
-            elif not self.loop.may_take_long():  # one flush will do for all who call now
-                self._flush(each, guarded, slot, call)
-            else:
-                self.loop.long(lambda: self._flush(each, guarded, slot, call, here=True))
+                self._open_first(each, guarded, slot, call)
+            else:  # if others call as well, one flush will do for all
+                self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
+        except ProcessLookupError:  # the caller or its container has ended
+            self.reply(guarded, slot, call, errno.EIO)
+            self.done(guarded, slot)
         except Exception:
             self._crash(guarded, slot, call)
 
@@ -226,7 +267,7 @@ class Agent:
         if (call.arch, call.number) not in SYNCFS:
             return None
         if not call.tid:
-            raise OSError(errno.ESRCH, "the caller is in another pid namespace")
+            raise OSError(errno.ENXIO, "the caller is in another pid namespace")
         place = b"/proc/%d/fd/%d" % (call.tid, call.argument)
         try:
             if descriptions.is_path(place):
@@ -242,20 +283,46 @@ class Agent:
             found = self.overlays.get(mounted.device)
             if found is not None:
                 return found
+        if not listener.is_valid(guarded.fd, call.id):
+            raise ProcessLookupError(errno.ESRCH, "the caller has ended")
         return self._use(guarded, mounted)
 
     def _open_first(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
         """The call is the first that we hear of this overlay: it was mounted later, or is not opened yet."""
+        with self._lock:
+            opening = bool(each.callers)
+            refused = not opening and guarded.opening >= _MOST_OPENING
+            if not refused:
+                each.callers.append((guarded, slot, call))
+                guarded.opening += not opening
+        if refused:
+            self._not_guarded(each, guarded, slot, call, f"{_MOST_OPENING} others are being opened")
+        elif not opening:
+            self._apart(self._open_for_all, each, guarded, [call.tid, guarded.state.pid])
+
+    def _open_for_all(self, each: Overlay, first: Container, pids: list[int]) -> None:
+        """Open an overlay, which may take any time, for all who call meanwhile."""
+        why = "an internal error"
         try:
-            each.open(self.uppers, [call.tid, guarded.state.pid])
+            each.open(self.uppers, pids)
             self._keep_upper(each.upper)
-            self._flush(each, guarded, slot, call)
+            why = ""
         except OSError as error:
-            self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=str(error))
-            self.reply(guarded, slot, call, errno.EIO)
-            self.done(guarded, slot)
-        except Exception:
-            self._crash(guarded, slot, call)
+            why = str(error)
+        finally:
+            with self._lock:
+                callers, each.callers = each.callers, []
+                first.opening -= 1
+            for guarded, slot, call in callers:
+                if why:
+                    self._not_guarded(each, guarded, slot, call, why)
+                else:
+                    self._flush(each, guarded, slot, call)
+
+    def _not_guarded(self, each: Overlay, guarded: Container, slot: int, call: Notification, why: str) -> None:
+        self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=why)
+        self.reply(guarded, slot, call, errno.EIO)
+        self.done(guarded, slot)
 
     def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
         upper = each.upper
@@ -270,15 +337,15 @@ class Agent:
 
         def flushed(failure: OSError | None) -> None:
             try:
-                if each.account is not None and each.account.owed() is not None:
+                while not each.judge(call.tid, call.argument, failure, send):
                     self._settle(upper)
-                each.judge(call.tid, call.argument, failure, send)
             except Exception:
                 self._crash(guarded, slot, call)
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        (upper.flush_here if here else upper.flush)(flushed)
+        if not self.crowds[upper.s_dev].gather(guarded.number, flushed, upper.flush):
+            (upper.flush_here if here else upper.flush)(flushed)
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
@@ -287,7 +354,45 @@ class Agent:
                 each.device: each for each in self.overlays.values()
                 if each.upper is upper and each.account is not None and each.account.owed() is not None
             }  # fmt: skip
+        if self.blame == "owner":
+            owed = self._without_bystanders(upper, owed)
         overlay.hold_open_ones(owed, self.table, self._skip)
+
+    def _without_bystanders(self, upper: Upper, owed: dict[int, Overlay]) -> dict[int, Overlay]:
+        """Those of the overlays that are to be told: the owners of what was lost, or all if that is not certain."""
+        newest = upper.ledger.newest
+        since = {device: each.account.reached for device, each in owed.items() if each.account is not None}
+        if newest is None or not since:
+            return owed
+        found = self._name(upper, min(since.values()))
+        kept = {}
+        for device, each in owed.items():
+            owners = victims.owners(upper.failed(since.get(device, 0)), found)
+            if owners is None or each in owners:
+                kept[device] = each
+            else:
+                each.spare(newest)
+        return kept
+
+    def _name(self, upper: Upper, since: int) -> dict[int, list[Loss]]:
+        """Find the files that were lost in the errors numbered above `since`, and say so."""
+        with self._lock:
+            others = [each for each in self.overlays.values() if each.upper is upper]
+        number = upper.ledger.count
+        found = victims.find(others, upper.failed(since) or {})
+        for losses in found.values():
+            for loss in losses:
+                with self._lock:
+                    users = [self.containers[user] for user in loss.overlay.users if user in self.containers]
+                users.sort(key=lambda each: each.image)  # of a process that joined, nobody may have said it
+                for user in {each.state.id: each for each in users}.values():
+                    said = {
+                        "container": user.state.id, "image": user.image, "path": loss.path, "certain": loss.certain,
+                    }  # fmt: skip
+                    if not any(said.items() <= known.items() and known["number"] == number for known in self.losses):
+                        self.losses.append({"upper": upper.s_dev, "number": number, **said})
+                        self.events.say("file lost", number=number, **said)
+        return found
 
     def reply(self, guarded: Container, slot: int, call: Notification, code: int) -> bool:
         """Have the call return 0, or fail with `code`; False if nobody waits any more."""
@@ -296,15 +401,18 @@ class Agent:
         try:
             listener.answer(guarded.fd, call.id, code)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EBADF):
+            if error.errno not in _NOBODY_WAITS:
                 raise
             return False
         self.answered += 1
         return True
 
     def _continue(self, guarded: Container, slot: int, call: Notification) -> None:
-        with suppress(FileNotFoundError):  # the caller does not wait any more
+        try:
             listener.let_continue(guarded.fd, call.id)
+        except OSError as error:
+            if error.errno not in _NOBODY_WAITS:
+                raise
         self.done(guarded, slot)
 
     def _crash(self, guarded: Container, slot: int, call: Notification) -> None:
@@ -318,9 +426,7 @@ class Agent:
         self.slots.free(slot)
         with self._lock:
             guarded.waiting -= 1
-            if guarded.paused and not guarded.closed:
-                guarded.paused = False
-                self.loop.pause(guarded.fd, paused=False)
+            self._resume(guarded)
 
     # What happens beside the calls
 
@@ -334,6 +440,8 @@ class Agent:
             taken=error.taken, overlays=len(names),
         )  # fmt: skip
         self._keep_upper(upper)
+        if self.blame != "owner" and error.source in ("probe", "trace") and not error.taken:
+            self._apart(self._name, upper, error.number - 1)
 
     def _keep_upper(self, upper: Upper | None) -> None:
         """Have the supervisor keep an upper's eyes and errors: before anybody is told of the newest."""
@@ -347,6 +455,8 @@ class Agent:
                 "errors": upper.ledger.errors,
             }  # fmt: skip
             self.keeper.put(f"upper/{upper.s_dev}", value, [fd for fd in eyes if fd >= 0])
+            if self.trace:
+                self.trace.kept(upper.s_dev)
         finally:
             for fd in eyes:
                 if fd >= 0:
@@ -354,6 +464,9 @@ class Agent:
 
     def _walk(self) -> None:
         """Let go of descriptions that nobody has any more; on a thread of its own."""
+        with self._lock:  # others may have had all the room
+            for guarded in self.containers.values():
+                self._resume(guarded)
         held = {each.device: each for each in list(self.overlays.values()) if each.held.entries}
         if held and (self._walker is None or not self._walker.is_alive()):
             self._walker = threading.Thread(
@@ -372,7 +485,7 @@ class Agent:
 
         self._apart(tell)
 
-    def _apart(self, act: Callable[..., None], *args: Any) -> None:
+    def _apart(self, act: Callable[..., object], *args: Any) -> None:
         def run() -> None:
             try:
                 act(*args)

@@ -9,6 +9,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
+_IMAGES = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName", "org.opencontainers.image.ref.name")
+_MOST = 16 << 20
+"""bytes of an engine's file"""
 _SECCOMP_FD = "seccompFd"
 _NOTIFY = "anon_inode:seccomp notify"
 
@@ -23,6 +26,7 @@ class State(NamedTuple):
     metadata: str
     listener: int
     """which of the descriptors it is"""
+    annotations: Any = None
 
 
 def parse(data: bytes) -> State:
@@ -36,9 +40,40 @@ def parse(data: bytes) -> State:
             bundle=str(state.get("bundle", "")),
             metadata=str(whole.get("metadata", "")),
             listener=list(whole["fds"]).index(_SECCOMP_FD),
+            annotations=state.get("annotations"),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no container process state: {type(error).__name__}: {error}") from None
+
+
+def image(state: State) -> str:
+    """The image of a container: an annotation of the engine's (its own, or in the bundle), or podman's records.
+
+    A name, for the events: empty where nobody says it. It reads files, which may be on a disk that hangs.
+    """
+    for known in (state.annotations, _read(f"{state.bundle}/config.json", "annotations")):
+        if isinstance(known, dict):
+            for key in _IMAGES:
+                if isinstance(known.get(key), str):
+                    return str(known[key])
+    records = _read(f"{state.bundle}/../../containers.json")  # of podman's storage (containers/storage)
+    for record in records if isinstance(records, list) else []:
+        if isinstance(record, dict) and record.get("id") == state.id:
+            try:
+                return str(json.loads(record["metadata"])["image-name"])
+            except (ValueError, KeyError, TypeError):
+                return str(record.get("image", ""))
+    return ""
+
+
+def _read(path: str, key: str | None = None) -> object:
+    """A JSON file's content, or a member of it; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            whole = json.loads(file.read(_MOST))
+        return whole if key is None else whole.get(key)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def is_listener(fd: int) -> bool:
@@ -53,10 +88,16 @@ class Container:
         self.number = number
         self.state = state
         self.fd = fd
+        self.image = ""
+        """as far as the engine says it, and as soon as it was looked for"""
         self.devices: set[int] = set()
         """superblocks of the overlays that it was seen to use"""
         self.calls = 0
         self.waiting = 0
         """calls that are being answered"""
+        self.opening = 0
+        """overlays that are being opened for it"""
+        self.receiving = False
+        """a thread is taking the next call"""
         self.paused = False
         self.closed = False

@@ -1,7 +1,7 @@
 """One epoll loop, whose leader is replaced when it is kept.
 
 Handing a call over to another thread and its answer back costs more than the flush of a clean disk. So whoever leads
-the loop may do by itself what can take long, inside `long`. If it is not back within a few milliseconds, the deputy
+the loop does by itself what can take long, inside `long`. If it is not back within a few milliseconds, the deputy
 takes over the loop and makes itself a deputy; the old leader, when it comes back, finds itself deposed, finishes its
 call and ends.
 
@@ -55,8 +55,8 @@ class Loop:
         self._epoll.unregister(fd)
 
     def may_take_long(self) -> bool:
-        """Whether the caller leads the loop, and nothing else is ready: then it may go into `long`."""
-        return self._leader == threading.get_ident() and not self._epoll.poll(0, 1)
+        """Whether the caller leads the loop, inside `long`, and nothing else is ready: then it may wait for a disk."""
+        return self._leader == threading.get_ident() and bool(self._long) and not self._epoll.poll(0, 1)
 
     def run(self, period: float, each: Callable[[], None]) -> None:
         """Serve until `stop`, calling `each` about every `period` seconds."""
@@ -88,23 +88,28 @@ class Loop:
     def long(self, act: Callable[[], None]) -> None:
         """Call `act`, which may take any time; for the leader."""
         self._last = time.monotonic()
-        if self._asleep:
-            self._work.set()
         with self._turn:
             self._count += 1
-            self._long = self._count
+            mine = self._long = self._count
+        if self._asleep:
+            self._work.set()
         try:
             act()
         finally:
             with self._turn:
-                self._long = 0
+                if self._long == mine:  # else the deputy leads, and may be at something long itself
+                    self._long = 0
+
+    def _quiet(self) -> bool:
+        return time.monotonic() - self._last > _QUIET and not self._long
 
     def _deputise(self, period: float, each: Callable[[], None]) -> None:
         seen = 0
         while not self._ended.is_set():
-            if time.monotonic() - self._last > _QUIET and not self._long:
+            if self._quiet():
                 self._asleep = True
-                self._work.wait()
+                if self._quiet():  # what begins after this look finds it asleep
+                    self._work.wait()
                 self._asleep = False
                 self._work.clear()
             time.sleep(_TICK)

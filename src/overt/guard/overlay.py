@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from overt.guard import descriptions, places
+from overt.guard.container import Container
 from overt.guard.descriptions import Held
 from overt.guard.places import Place
+from overt.guard.slots import Notification
 from overt.guard.store import Entry, Keeper
 from overt.guard.table import Mounted, Table, Walk
 from overt.ledger import Account, Description, UpperError
@@ -34,6 +36,8 @@ class Overlay:
         self.name = os.fsdecode(mounted.upperdir)
         self.users: set[int] = set()
         """numbers of the listeners whose containers have it"""
+        self.callers: list[tuple[Container, int, Notification]] = []
+        """who waits for it to be opened; the agent's"""
         self.account: Account | None = None
         self.upper: Upper | None = None
         self.held = Held()
@@ -54,10 +58,10 @@ class Overlay:
 
     def restore(self, uppers: Uppers, entry: Entry, errors: Mapping[int, list[UpperError]]) -> None:
         """Go on with what another worker has left; `errors` of uppers' ledgers, by superblock."""
-        self._attach(uppers, Place(entry.fds[0], entry.fds[1], entry.value["scratch"]), errors)
+        self._attach(uppers, Place(entry.fds[0], entry.fds[1], entry.value["scratch"], entry.fds[2]), errors)
         account = self.account
         assert account is not None
-        account.mounted_at, account.reached, account.cursor, account.told = entry.value["account"]
+        account.mounted_at, account.reached, account.cursor, account.told, account.spared = entry.value["account"]
 
     def _attach(self, uppers: Uppers, place: Place, errors: Mapping[int, list[UpperError]] | None = None) -> None:
         try:
@@ -77,9 +81,9 @@ class Overlay:
         value = {
             "mounted": [self.device, *map(os.fsdecode, self.mounted[1:4]), self.mounted.volatile],
             "scratch": place.name,
-            "account": [account.mounted_at, account.reached, account.cursor, account.told],
-        }
-        self._keeper.put(f"overlay/{self.device}", value, [place.beside, place.scratch])
+            "account": [account.mounted_at, account.reached, account.cursor, account.told, account.spared],
+        }  # fmt: skip
+        self._keeper.put(f"overlay/{self.device}", value, [place.beside, place.scratch, place.upper])
 
     def close(self) -> None:
         """Let go of the upper, and of everybody who is yet to be told."""
@@ -94,6 +98,20 @@ class Overlay:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._place.close)
                 self.upper.detach(account)
+
+    def upper_directory(self) -> int:
+        """A descriptor of the upper directory, the caller's to close. OSError if the last container has ended."""
+        with self.lock:
+            if self._closed or self._place is None:
+                raise ProcessLookupError(errno.ESRCH, "its last container has ended")
+            return os.dup(self._place.upper)
+
+    def spare(self, error: UpperError) -> None:
+        """Leave the errors up to this one to those whose files were lost: nobody here is told."""
+        with self.lock:
+            if self.account is not None:
+                self.account.spare(error)
+                self.save()
 
     def prune(self, seen: set[int]) -> None:
         """Let go of descriptions that nobody has had open for a while (see `Held.prune`). The caller has `lock`."""
@@ -118,8 +136,10 @@ class Overlay:
         else:
             os.close(fd)
 
-    def judge(self, tid: int, fd: int, failure: OSError | None, send: Send) -> None:
+    def judge(self, tid: int, fd: int, failure: OSError | None, send: Send) -> bool:
         """Answer a syncfs(2) on descriptor `fd` of thread `tid`, whose flush came to `failure`.
+
+        False, and nothing is done, if an error is owed for which nobody has looked yet who is to be told.
 
         `send` takes an errno (or 0); False from it: the caller does not wait any more, and nobody was told.
         """
@@ -127,20 +147,23 @@ class Overlay:
             account = self.account
             if account is None:  # its last container has ended
                 send(0 if failure is None else failure.errno or errno.EIO)
-                return
+                return True
+            if account.owed() is not None:
+                return False
             at, held = self._find(tid, fd)
             description = self.held.entries[at][1] if held else account.open()
             before = (account.cursor, account.told, description.since)
             code = account.syncfs(description)
             sent = send(code or (failure.errno or errno.EIO if failure else 0))
             if not code:
-                return
+                return True
             if not sent:
                 account.cursor, account.told, description.since = before
-                return
+                return True
             self.save()
             if held:
                 self._keeper.drop(self.held.take(at))
+            return True
 
     def _find(self, tid: int, fd: int) -> tuple[int, bool]:
         if not self.held.entries:

@@ -31,6 +31,8 @@ class Place(NamedTuple):
     """our own in that one, for probes; not in the workdir, which the kernel takes for its overlay's alone"""
     name: str
     """what it is called there"""
+    upper: int
+    """the upper directory"""
 
     def close(self) -> None:
         """Remove the scratch directory, if the engine has not done so, and close."""
@@ -38,8 +40,8 @@ class Place(NamedTuple):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(self.name, dir_fd=self.beside)
         finally:
-            os.close(self.scratch)
-            os.close(self.beside)
+            for fd in (self.scratch, self.beside, self.upper):
+                os.close(fd)
 
 
 def find(mounted: Mounted, pids: Iterable[int]) -> Place:
@@ -57,18 +59,19 @@ def find(mounted: Mounted, pids: Iterable[int]) -> Place:
                 continue
             beside = _open(root, os.path.dirname(mounted.workdir.rstrip(b"/")))
             if os.fstat(beside).st_dev == os.fstat(upper).st_dev:
-                return _make(beside)
+                return _make(beside, os.dup(upper))
             os.close(beside)
     raise FileNotFoundError(errno.ENOENT, "the upper of an overlay is not to be found", os.fsdecode(mounted.upperdir))
 
 
-def _make(beside: int) -> Place:
+def _make(beside: int, upper: int) -> Place:
     name = _PREFIX + os.urandom(8).hex()
     try:
         os.mkdir(name, 0o700, dir_fd=beside)
-        return Place(beside, os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=beside), name)
+        return Place(beside, os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=beside), name, upper)
     except BaseException:
         os.close(beside)
+        os.close(upper)
         raise
 
 

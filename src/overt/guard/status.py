@@ -16,6 +16,7 @@ def describe(agent: "Agent") -> dict[str, Any]:
         "worker": os.getpid(),
         "supervisor": os.getppid(),
         "generation": agent.generation,
+        "blame": agent.blame,
         "answered": agent.answered,
         "doubtful": agent.doubtful,
         "crashes": agent.events.crashes,
@@ -39,9 +40,13 @@ def describe(agent: "Agent") -> dict[str, Any]:
         "uppers": [
             {
                 "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "refused": upper.refused,
-                "flushes": upper.flushes,
+                "flushes": upper.flushes, "flushed_at": upper.flushed_at,
                 "taken": upper.taken, "recorded": upper.ledger.count,
-                "errors": [{**error._asdict(), "told": len(upper.ledger.told(error))} for error in upper.ledger.errors],
+                "errors": [
+                    error._asdict()
+                    | {"told": len(upper.ledger.told(error)), "lost": _lost(agent, number, error.number)}
+                    for error in upper.ledger.errors
+                ],
             }
             for number, upper in uppers.items()
         ],
@@ -52,3 +57,12 @@ def _ids(agent: "Agent", overlay: "Overlay") -> list[str]:
     """The containers that use an overlay."""
     using = (agent.containers.get(number) for number in list(overlay.users))
     return sorted({each.state.id for each in using if each is not None})
+
+
+def _lost(agent: "Agent", upper: int, number: int) -> list[dict[str, Any]]:
+    """The files that were lost in an error, as far as they are known."""
+    return [
+        {key: each[key] for key in ("container", "image", "path", "certain")}
+        for each in list(agent.losses)
+        if (each["upper"], each["number"]) == (upper, number)
+    ]

@@ -18,6 +18,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +36,8 @@ _STATE = 1 << 16
 """bytes of a container process state, at most"""
 _PATIENCE = 10.0
 """seconds for a runtime to say what it has to say"""
+_MOST_CALLERS = 4096
+"""runtimes that are heard at the same time; the others wait in the kernel"""
 _PAUSE = 0.05
 """seconds between two workers that die young; and for one that is about to be dead"""
 _YOUNG = 1.0
@@ -59,17 +62,23 @@ class _Caller:
 class Supervisor:
     """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
 
-    def __init__(self, path: Path, events: Events, *, handed: Mapping[str, socket.socket] | None = None) -> None:
-        """Listen, on sockets `handed` over by systemd where they have our paths. OSError: EADDRINUSE where a guard
-        listens already.
+    def __init__(
+        self, path: Path, events: Events, blame: str = "all", *, handed: Mapping[str, socket.socket] | None = None
+    ) -> None:
+        """Listen, on sockets `handed` over by systemd where they have our paths; `blame` as in `Agent`.
+
+        OSError: EADDRINUSE where a guard listens already.
         """
         self.path = path
         self.events = events
+        self.blame = blame
         self.store = Store()
         self.slots = Slots()
         self.trace: Trace | None = None
         self.workers = 0
         self._callers: dict[int, _Caller] = {}
+        self._poll = select.poll()  # not select(2), which takes no descriptor above 1023
+        self._looked = 0.0
         self._number = 0
         self._ending = self._replacing = False
         self._dying: list[int] = []
@@ -137,7 +146,7 @@ class Supervisor:
             self._socket.close()
             for caller in self._callers.values():
                 caller.drop()
-            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers)
+            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers, self.blame)
             signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())
@@ -163,15 +172,15 @@ class Supervisor:
                 if time.monotonic() > killed_at + _PATIENCE:  # it waits for a disk
                     os.kill(pid, signal.SIGKILL)
                 if worker.fileno() in ready:
-                    if not self.store.hear(worker):
+                    if not self._hear(worker):
+                        os.kill(pid, signal.SIGKILL)  # if it has not ended: it is not to be trusted
                         break
-                elif _is_dying(pid):
+                elif self._time_to_look(ready) and _is_dying(pid):
                     break
                 if self._socket.fileno() in ready:
                     self._accept()
-                for fd, caller in list(self._callers.items()):
-                    if fd in ready or time.monotonic() > caller.deadline:
-                        self._listen_to(caller)
+                for fd in self._late() | (ready & self._callers.keys()):
+                    self._listen_to(self._callers[fd])
                 self._hand_over(worker)
                 self._bury(0)
         if not self._ending:
@@ -179,6 +188,16 @@ class Supervisor:
             self.events.say("worker ended", pid=pid, containers=left)
         self._dying.append(pid)
         self._bury(_PAUSE)
+
+    def _hear(self, worker: socket.socket) -> bool:
+        """Take a message of the worker's; False at its end, or if it makes no sense: that must not end this process."""
+        try:
+            return self.store.hear(worker)
+        except ConnectionError:
+            return False
+        except Exception:
+            self.events.crash("a message of the worker's")
+            return False
 
     def _bury(self, patience: float) -> None:
         """Reap workers that have ended, waiting at most `patience` seconds for those that are about to."""
@@ -191,14 +210,34 @@ class Supervisor:
 
     def _wait(self, worker: socket.socket, wake: int) -> set[int]:
         """The descriptors that have something to say."""
-        poll = select.poll()  # not select(2), which takes no descriptor above 1023
-        for fd in (wake, self._socket.fileno(), *self._callers):
-            poll.register(fd, select.POLLIN)
-        poll.register(worker, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        return {fd for fd, what in poll.poll(1000) if what != select.POLLOUT}
+        self._poll.register(wake, select.POLLIN)
+        self._poll.register(self._socket, select.POLLIN if len(self._callers) < _MOST_CALLERS else 0)
+        self._poll.register(worker, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        try:
+            return {fd for fd, what in self._poll.poll(1000) if what != select.POLLOUT}
+        finally:
+            self._poll.unregister(worker)
+
+    def _time_to_look(self, ready: set[int]) -> bool:
+        """Whether to look for what nobody tells: when there is nothing to do, and every second."""
+        now = time.monotonic()
+        if ready and now < self._looked + 1:
+            return False
+        self._looked = now
+        return True
+
+    def _late(self) -> set[int]:
+        """Runtimes that have had their time; they are in the order in which they came."""
+        now = time.monotonic()
+        return {fd for fd, _ in takewhile(lambda each: now > each[1].deadline, self._callers.items())}
 
     def _accept(self) -> None:
-        connection, _ = self._socket.accept()
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:  # no descriptor left, or it has gone already
+            self.events.say("refused", why=str(error))
+            time.sleep(_PAUSE)
+            return
         _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid not in (0, os.geteuid()):
             self.events.say("refused", uid=uid, why="only root and this user may bring containers")
@@ -206,6 +245,7 @@ class Supervisor:
             return
         connection.setblocking(False)
         self._callers[connection.fileno()] = _Caller(connection)
+        self._poll.register(connection, select.POLLIN)
 
     def _listen_to(self, caller: _Caller) -> None:
         """Take what a runtime says, until it is whole: some runtimes close the connection when the container ends."""
@@ -215,12 +255,13 @@ class Supervisor:
             caller.fds += fds
         except BlockingIOError:
             data = b" "
-        except ConnectionError:
+        except OSError:
             data = b""
         bad = len(caller.data) > _STATE or len(caller.fds) > MOST_FDS or time.monotonic() > caller.deadline
         if data and not bad and not (caller.fds and _is_whole(caller.data)):
             return
         del self._callers[caller.connection.fileno()]
+        self._poll.unregister(caller.connection)
         if bad or not caller.fds:
             self.events.say("refused", why=f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime")
             caller.drop()

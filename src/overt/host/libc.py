@@ -22,11 +22,11 @@ AT_RECURSIVE = 0x8000
 _OLDER = {
     "x86_64": {
         "capset": 126, "capget": 125, "name_to_handle_at": 303, "open_by_handle_at": 304, "renameat2": 316,
-        "getdents64": 217, "setfsuid": 122, "setfsgid": 123, "kcmp": 312,
+        "getdents64": 217, "setfsuid": 122, "setfsgid": 123, "kcmp": 312, "syncfs": 306, "seccomp": 317,
     },
     "aarch64": {
         "capset": 91, "capget": 90, "name_to_handle_at": 264, "open_by_handle_at": 265, "renameat2": 276,
-        "getdents64": 61, "setfsuid": 151, "setfsgid": 152, "kcmp": 272,
+        "getdents64": 61, "setfsuid": 151, "setfsgid": 152, "kcmp": 272, "syncfs": 267, "seccomp": 277,
     },
 }  # fmt: skip
 # ... and since Linux 5.1 every architecture numbers new calls alike.

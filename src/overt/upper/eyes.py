@@ -40,8 +40,8 @@ class Sighting(NamedTuple):
     errno: int
     source: str
     taken: bool
-    inodes: set[int] | None
-    """of which inodes; None where that is not (wholly) known"""
+    inodes: dict[int, float] | None
+    """of which inodes, and when (CLOCK_MONOTONIC); None where that is not (wholly) known"""
 
 
 class Flushed(NamedTuple):

@@ -34,12 +34,12 @@ class Flusher:
         self._closed = False
         self._after: Callable[[], None] | None = None
 
-    def ask(self, done: Done) -> None:
-        """Have `done` called, on the flusher's thread, with the outcome of a flush that has yet to begin."""
+    def ask(self, *done: Done) -> None:
+        """Have each `done` called, on the flusher's thread, with the outcome of a flush that has yet to begin."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the flusher was closed")
-            self._waiting.append(done)
+            self._waiting += done
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()

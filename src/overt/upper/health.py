@@ -42,6 +42,11 @@ class Health:
         """Note that an error was seen: the next flush has to be proven by a write."""
         self._in_doubt = True
 
+    @property
+    def sound(self) -> bool:
+        """Whether a flush that succeeds is to be believed as it is."""
+        return self.failing is None and not self._in_doubt
+
     def judge(self, failure: OSError | None, scratch_fd: int) -> Verdict:
         """Judge a flush that came to `failure`; in doubt, by a write to the directory `scratch_fd`."""
         source = "flush"

@@ -11,24 +11,34 @@ outlives a process that is killed; the next `Trace` removes it (rmdir fails with
 Where the buffer overflows (a disk that loses thousands of folios while nobody asks), the lines say so: then all
 watched superblocks count as having events, and their inodes as unknown. A false alarm is the lesser evil. So do the
 inodes of one that has too many of them.
+
+Reading takes events out of the buffer. A process that forks others to work for it (overt.guard) must not lose what one
+had read when it died. So they are read into memory that all share, and a superblock is noted there as having events
+until `kept` says that what came of them is on record. Who finds such a note begins with "events were lost".
 """
 
 import errno
 import itertools
+import mmap
 import os
 import re
+import struct
 import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from overt.host import mounts
 
-_EVENT = re.compile(rb"dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
+_EVENT = re.compile(rb" (\d+\.\d+): [a-z_]+: dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
 _LOST = b"LOST"
 _POINT = "events/filemap/filemap_set_wb_err"
 _TOTAL_KIB = 16 * 1024
 _MOST_KIB_EACH = 1410  # what the kernel gives an instance unasked
 _FILTER_BYTES = 4000
+_READ = 1 << 16
+_NOTE = struct.Struct("=Q")
+_NOTES = 1 << 13
+"""superblocks that can be noted; more are not"""
 
 MOST_INODES = 10_000
 """how many failed inodes are remembered of one superblock"""
@@ -39,8 +49,8 @@ _numbers = itertools.count(1)
 class Events(NamedTuple):
     """What the tracepoint saw on one superblock."""
 
-    inodes: set[int]
-    """of which inodes"""
+    inodes: dict[int, float]
+    """of which inodes, and when of each the first was (seconds, CLOCK_MONOTONIC)"""
     lost: bool
     """whether events were lost, so that `inodes` is not all of it"""
 
@@ -56,7 +66,7 @@ class Watch:
     def __init__(self, trace: "Trace", s_dev: int) -> None:
         self.trace = trace
         self.s_dev = s_dev
-        self.inodes: set[int] = set()
+        self.inodes: dict[int, float] = {}
         self.lost = False
 
     def take(self) -> Events:
@@ -65,7 +75,7 @@ class Watch:
             self.trace.read()
             events = Events(self.inodes, self.lost)
             if events:
-                self.inodes, self.lost = set(), False
+                self.inodes, self.lost = {}, False
             return events
 
     def close(self) -> None:
@@ -84,6 +94,7 @@ class Trace:
         finally:
             os.close(mount_fd)
         self.lock = threading.Lock()
+        self._memory = mmap.mmap(-1, _READ + _NOTES * _NOTE.size)
         self._watches: list[Watch] = []
         self._expected: dict[int, Watch] = {}
         self._pipe = -1
@@ -105,7 +116,7 @@ class Trace:
         with self.lock:
             watch = self._expected.pop(s_dev, None)
             if watch is None:
-                watch = Watch(self, s_dev)
+                watch = self._new(s_dev)
                 self._watches.append(watch)
                 self._filter()
         return watch
@@ -113,7 +124,7 @@ class Trace:
     def expect(self, devices: Iterable[int]) -> None:
         """Collect for superblocks that are going to be watched, all at once: none is left out while others come."""
         with self.lock:
-            self._expected = {s_dev: Watch(self, s_dev) for s_dev in devices}
+            self._expected = {s_dev: self._new(s_dev) for s_dev in devices}
             self._watches += self._expected.values()
             self._filter()
 
@@ -121,6 +132,7 @@ class Trace:
         """Collect nothing for `watch` any more; with the last one, after `close`, remove the instance."""
         with self.lock:
             self._watches.remove(watch)
+            self._note(watch.s_dev, pending=False)
             if self._closing and not self._watches:
                 self._remove()
             else:
@@ -136,27 +148,71 @@ class Trace:
     def read(self) -> None:
         """Hand what is in the buffer out to the watches; the caller holds `lock`."""
         while True:
-            try:
-                text = os.read(self._pipe, 1 << 16)
-            except BlockingIOError:
-                return
-            if not text:  # somebody has switched the instance off
-                return
-            for major, minor, ino in _EVENT.findall(text):
+            if not self._memory[0]:  # else another process died with it
+                try:
+                    with memoryview(self._memory) as room:
+                        count = os.readv(self._pipe, [room[:_READ]])
+                except BlockingIOError:
+                    return
+                if not count:  # somebody has switched the instance off
+                    return
+            text = self._memory[:_READ].partition(b"\0")[0]
+            for when, major, minor, ino in _EVENT.findall(text):
                 s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
                 for watch in self._watches:
                     if watch.s_dev == s_dev:
-                        watch.inodes.add(number)
+                        watch.inodes.setdefault(number, float(when))
             for watch in self._watches:
                 if _LOST in text or len(watch.inodes) > MOST_INODES:
                     watch.lost = True
                     watch.inodes.clear()  # they are not all of it
+                if watch.lost or watch.inodes:
+                    self._note(watch.s_dev, pending=True)
+            self._memory[: len(text)] = bytes(len(text))
+
+    def kept(self, s_dev: int) -> None:
+        """What was taken of this superblock's events is on record: no other process is to begin with it."""
+        with self.lock:
+            if not any(watch.lost or watch.inodes for watch in self._watches if watch.s_dev == s_dev):
+                self._note(s_dev, pending=False)
+
+    def _new(self, s_dev: int) -> Watch:
+        watch = Watch(self, s_dev)
+        watch.lost = self._noted(s_dev) >= 0
+        return watch
+
+    def _noted(self, s_dev: int) -> int:
+        """Where in the memory this superblock is noted, or -1."""
+        for at in range(_READ, len(self._memory), _NOTE.size):
+            found = _NOTE.unpack_from(self._memory, at)[0]
+            if found == s_dev:
+                return at
+            if not found:
+                break
+        return -1
+
+    def _note(self, s_dev: int, *, pending: bool) -> None:
+        at = self._noted(s_dev)
+        if pending and at < 0:
+            free = self._noted_end()
+            if free < len(self._memory):
+                _NOTE.pack_into(self._memory, free, s_dev)
+        elif not pending and at >= 0:  # the last one takes its place
+            last = self._noted_end() - _NOTE.size
+            self._memory[at : at + _NOTE.size] = self._memory[last : last + _NOTE.size]
+            _NOTE.pack_into(self._memory, last, 0)
+
+    def _noted_end(self) -> int:
+        at = _READ
+        while at < len(self._memory) and _NOTE.unpack_from(self._memory, at)[0]:
+            at += _NOTE.size
+        return at
 
     def _start(self) -> None:
         each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))
         if each < _MOST_KIB_EACH:
             self._write("buffer_size_kb", str(each))
-        self._write("trace_options", "nocontext-info")
+        self._write("trace_clock", "mono")
         self._filter()
         self._pipe = os.open(f"{self.name}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._instances)
         self._write(f"{_POINT}/enable", "1")

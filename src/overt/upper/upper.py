@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from overt.ledger import Account, Ledger, UpperError
-from overt.upper.eyes import Carried, Eyes, Sighting, has_a_name, superblock
+from overt.upper.eyes import Carried, Eyes, Flushed, Sighting, has_a_name, superblock
 from overt.upper.flusher import Done, Flusher
 from overt.upper.health import Health
 from overt.upper.trace import MOST_INODES, Trace
@@ -48,6 +48,8 @@ class Upper:
         self.ledger = Ledger()
         self.s_dev = s_dev
         self.flushes = 0
+        self.flushed_at = 0.0
+        """when the last flush ended (CLOCK_MONOTONIC)"""
         self.taken = 0
         self._uppers = uppers
         self._doors = threading.local()  # two overlays may be mounted at the same time, a thread each
@@ -56,7 +58,7 @@ class Upper:
         self._health = Health()
         self._born_read_only = False
         self._scratch: dict[Account, int] = {}
-        self._failed: dict[int, int] = {}  # inodes, and the number of the last error of each; the latest last
+        self._failed: dict[int, tuple[int, float]] = {}  # the number of each inode's last error, and when; latest last
         self._unnamed = 0  # the number of the last error whose inodes are not all in there
         self._news: list[UpperError] = []
         self._lock = threading.Lock()
@@ -132,13 +134,13 @@ class Upper:
             finally:
                 self._disk.release()
 
-    def flush(self, done: Done) -> None:
+    def flush(self, *done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
 
         The flush begins after this call; all who wait for one share it.
         """
         assert self._flusher, "flush of an upper without overlays"
-        self._flusher.ask(done)
+        self._flusher.ask(*done)
 
     def flush_here(self, done: Done) -> None:
         """The same, but on the calling thread if nobody else is flushing: for one who may wait for a disk."""
@@ -162,12 +164,15 @@ class Upper:
         with self._lock:
             return self._eyes.carry() if self._eyes else None
 
-    def failed(self, since: int) -> set[int] | None:
-        """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known."""
+    def failed(self, since: int) -> dict[int, float] | None:
+        """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known.
+
+        And when: the first event of an inode's last error, in seconds of CLOCK_MONOTONIC.
+        """
         with self._lock:
             if self._unnamed > since:
                 return None
-            return {ino for ino, number in self._failed.items() if number > since}
+            return {ino: when for ino, (number, when) in self._failed.items() if number > since}
 
     def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
@@ -175,6 +180,7 @@ class Upper:
         eyes = Eyes(self.s_dev, *doors, self._uppers.trace, self._uppers.carried.pop(self.s_dev, None))
         if self.ledger.errors:  # another process's
             self._health.doubt()
+            self._unnamed = self.ledger.count
         with self._uppers.lock:
             self._uppers.known[self.s_dev] = self
         self._born_read_only = eyes.read_only()
@@ -201,32 +207,51 @@ class Upper:
             flusher.close(after=eyes.close)
 
     def _flush_for_all(self, eyes: Eyes) -> OSError | None:
-        with self._lock:
-            scratch_fd = self._live_scratch()
         try:
-            return self._flush(eyes, scratch_fd)
+            with self._disk:
+                failure, _ = self._look_after_flush(eyes)
+                if not self._in_question(eyes, failure):
+                    return None
+                with self._lock:
+                    scratch_fd = self._live_scratch()
+                if scratch_fd < 0:  # the last overlay has gone meanwhile
+                    return failure
+                try:
+                    return self._settle(eyes, failure, scratch_fd)
+                finally:
+                    os.close(scratch_fd)
         finally:
-            if scratch_fd >= 0:
-                os.close(scratch_fd)
-            self._announce()
+            if self._news:
+                self._announce()
 
     def _flush(self, eyes: Eyes, scratch_fd: int) -> OSError | None:
         with self._disk:
-            self.flushes += 1
-            failure, told = eyes.flush()
+            failure, _ = self._look_after_flush(eyes)
+            return self._settle(eyes, failure, scratch_fd) if self._in_question(eyes, failure) else None
+
+    def _look_after_flush(self, eyes: Eyes) -> Flushed:
+        self.flushes += 1
+        flushed = eyes.flush()
+        self.flushed_at = time.monotonic()
+        with self._lock:
+            self._see(eyes, flushed.told)
+        return flushed
+
+    def _in_question(self, eyes: Eyes, failure: OSError | None) -> bool:
+        """Whether there is more to a flush than that it went through."""
+        if eyes.read_only() and not self._born_read_only:
+            self._health.doubt()
+        return failure is not None or eyes.spent or not self._health.sound
+
+    def _settle(self, eyes: Eyes, failure: OSError | None, scratch_fd: int) -> OSError | None:
+        """What a flush comes to that failed, or came after an error."""
+        if failure is None and eyes.spent:
+            self._renew(eyes, scratch_fd)
+        failure, entry, source = self._health.judge(failure, scratch_fd)
+        if entry:
             with self._lock:
-                self._see(eyes, told)
-            if scratch_fd < 0:  # the last overlay has gone meanwhile
-                return failure
-            if failure is None and eyes.spent:
-                self._renew(eyes, scratch_fd)
-            if eyes.read_only() and not self._born_read_only:
-                self._health.doubt()
-            failure, entry, source = self._health.judge(failure, scratch_fd)
-            if entry:
-                with self._lock:
-                    self._record(Sighting(entry.errno or errno.EIO, source, False, None))
-            return failure
+                self._record(Sighting(entry.errno or errno.EIO, source, False, None))
+        return failure
 
     def _renew(self, eyes: Eyes, scratch_fd: int) -> None:
         renewal = eyes.renew(scratch_fd)
@@ -256,16 +281,16 @@ class Upper:
         self._health.doubt()
         self._news.append(error)
 
-    def _remember(self, number: int, inodes: set[int] | None) -> None:
+    def _remember(self, number: int, inodes: dict[int, float] | None) -> None:
         if inodes is None:
             self._unnamed = number
             self._failed.clear()  # whoever asks for one of these asks for `number` too
             return
-        for ino in inodes:
+        for ino, when in inodes.items():
             self._failed.pop(ino, None)
-            self._failed[ino] = number
+            self._failed[ino] = number, when
         while len(self._failed) > MOST_INODES:
-            self._unnamed = self._failed.pop(next(iter(self._failed)))
+            self._unnamed, _ = self._failed.pop(next(iter(self._failed)))
 
     def _announce(self) -> None:
         with self._lock:
