@@ -22,7 +22,7 @@ BUSYBOX = "/bin/busybox"
 APPLETS = ("sh", "ls", "cat", "echo", "sleep", "touch", "chown", "rm", "mkdir", "sync", "id", "stat")
 NEEDED = ("podman", "buildah", "crun", "conmon", "nsenter")
 
-_HOLD = """
+HOLD = """
 mount -t tmpfs -o mode=755 none /run && mount -t tmpfs none /dev/shm && mkdir -p /var/lib/containers &&
 mount -t tmpfs none /var/lib/containers || exit
 if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified || exit; fi
@@ -41,7 +41,7 @@ _PROGRAM = """\
 #!{python}
 import sys
 sys.path.insert(0, "{source}")
-from overt.cli.{module} import main
+from overt.{module} import main
 main()
 """
 _STORAGE = """\
@@ -78,10 +78,14 @@ def why_not() -> str | None:
 def write_programs(directory: Path, python: str = sys.executable) -> None:
     """What the entry points are in an installed overt."""
     directory.mkdir(parents=True)
-    for name, module in (("fuse-overlayfs", "fuse_overlayfs"), ("overt", "main")):
-        program = directory / name
-        program.write_text(_PROGRAM.format(python=python, source=SOURCE, module=module))
-        program.chmod(0o755)
+    for name, module in (("fuse-overlayfs", "cli.fuse_overlayfs"), ("overt", "cli.main")):
+        write_program(directory / name, module, python)
+
+
+def write_program(file: Path, module: str, python: str = sys.executable) -> None:
+    """The entry point `main` of a module of overt's."""
+    file.write_text(_PROGRAM.format(python=python, source=SOURCE, module=module))
+    file.chmod(0o755)
 
 
 def write_image(file: Path) -> None:
@@ -143,7 +147,7 @@ def engine(base: Path, *, shared: bool, on_kernel: bool = False) -> Iterator[Eng
     """
     _write(base, sys.executable, on_kernel=on_kernel)
     server = None
-    with _held(_HOLD) as holder:
+    with held(HOLD) as holder:
         made = Engine(base, holder, shared=shared)
         if shared:
             server = _serve(made)
@@ -171,7 +175,7 @@ def rootless(base: Path) -> Iterator[Engine]:
     (base / "run").mkdir(mode=0o700)
     for path in (base, base / "run"):
         os.chown(path, USER, USER)
-    with _held(_HOLD_USER.format(base=base) + _HOLD) as holder:
+    with held(_HOLD_USER.format(base=base) + HOLD) as holder:
         made = Engine(base, holder, shared=False, user=USER)
         try:
             made.podman("import", "-q", str(base / "tiny.tar"), "tiny")
@@ -200,7 +204,7 @@ def _write(base: Path, python: str, *, on_kernel: bool = False) -> None:
 
 
 @contextmanager
-def _held(script: str) -> Iterator[int]:
+def held(script: str) -> Iterator[int]:
     """A mount namespace in which `script` was run; a process in it."""
     holder = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     try:

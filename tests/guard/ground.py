@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,12 @@ def build_asker(directory: Path) -> Path:
 class Guard:
     """`overt guard run`, with a log that a test can read."""
 
-    def __init__(self, socket: Path, *options: str) -> None:
+    def __init__(self, socket: Path, *options: str, prefix: Sequence[str] = ()) -> None:
         self.socket = socket
         self.log = socket.with_suffix(".log")
         ready, tell = os.pipe()
-        words = [sys.executable, "-m", "overt", "guard", "run", "-f", "--socket", str(socket), "--ready-fd", str(tell)]
-        words += options
+        words = [*prefix, sys.executable, "-m", "overt", "guard", "run", "-f", "--socket", str(socket)]
+        words += ["--ready-fd", str(tell), *options]
         try:
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
@@ -116,6 +116,8 @@ class Container:
     def __init__(self, ground: "Ground", number: int, runtime: str, guarded: bool, changes: dict[str, Any]) -> None:
         self.id = f"overt-guard-{os.getpid()}-{ground.name}-{number}"
         self.runtime = runtime
+        self.program: list[str] = changes.pop("program", [runtime])
+        guarded = changes.pop("guarded", guarded)
         self.ground = ground
         self.bundle = ground.base / f"bundle-{number}"
         self.root = self.bundle / "rootfs"
@@ -139,7 +141,7 @@ class Container:
         self._heard = b""
         try:
             with open(self.bundle / "log", "wb") as log:
-                self._do("run", "-d", "-b", str(self.bundle), self.id, stdin=given, stdout=said, stderr=log)
+                self._start(stdin=given, stdout=said, stderr=log)
         except subprocess.CalledProcessError as error:
             raise AssertionError(f"{error}: {(self.bundle / 'log').read_text()}") from None
         finally:
@@ -147,8 +149,15 @@ class Container:
             os.close(said)
         self.pid = int(json.loads(self._do("state", self.id, stdout=subprocess.PIPE).stdout)["pid"])
 
+    def _start(self, **streams: Any) -> None:
+        """As containerd's shim does it."""
+        log = ("--log", str(self.bundle / "log.json"), "--log-format", "json")
+        pid = str(self.bundle / "pid")
+        self._do(*log, "create", "--bundle", str(self.bundle), "--pid-file", pid, self.id, **streams)
+        self._do("start", self.id)
+
     def _do(self, *words: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
-        command = [*_APART, self.runtime, "--root", str(self.ground.base / self.runtime), *words]
+        command = [*_APART, *self.program, "--root", str(self.ground.base / self.runtime), *words]
         options = {"stdin": subprocess.DEVNULL, "check": True, "timeout": SECONDS, **options}
         return subprocess.run(command, **options)
 

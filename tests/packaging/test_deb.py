@@ -54,9 +54,11 @@ def test_it_depends_on_what_the_project_depends_on(package: Path) -> None:
 
 def test_everything_is_in_its_place(unpacked: Path) -> None:
     for place in (
-        "usr/bin/overt", "usr/bin/overt-fuse-overlayfs", "usr/sbin/mount.fuse.overt", "usr/sbin/mount.fuseblk.overt",
+        "usr/bin/overt", "usr/bin/overt-fuse-overlayfs", "usr/bin/overt-runc",
+        "usr/sbin/mount.fuse.overt", "usr/sbin/mount.fuseblk.overt",
         "usr/sbin/umount.fuse.overt", "usr/sbin/umount.fuseblk.overt", "usr/lib/systemd/system/overt.service",
-        "usr/lib/systemd/system/overt-guard.service",
+        "usr/lib/systemd/system/overt-guard.service", "usr/lib/systemd/system/overt-guard.socket",
+        "usr/lib/systemd/system/overt-guard-metrics.service", "usr/share/doc/overt/deploy/grafana/overt-guard.json",
         "usr/share/man/man1/overt.1.gz", "usr/share/man/man8/umount.fuse.overt.8.gz",
         "usr/share/bash-completion/completions/overt", "usr/share/zsh/vendor-completions/_overt",
         "usr/share/fish/vendor_completions.d/overt.fish", "usr/share/doc/overt/docs/containers.md",
@@ -71,6 +73,7 @@ def test_everything_is_in_its_place(unpacked: Path) -> None:
     ("program", "words", "said"),
     [
         ("bin/overt", ["--version"], "overt "), ("bin/overt-fuse-overlayfs", ["--version"], "fuse-overlayfs: version"),
+        ("bin/overt-runc", ["--guard-runtime", "echo", "state", "x"], "state x"),
         ("sbin/mount.fuse.overt", ["x"], "usage: mount.fuse.overt"),
         ("sbin/umount.fuseblk.overt", [], "usage: umount.fuse.overt"),
     ],

@@ -12,16 +12,20 @@ import click
 from overt.cli.serve import notify_systemd
 
 if TYPE_CHECKING:
-    from overt.guard.install import Change
+    from overt.guard.change import Change
 
 _SOCKET = click.option(
     "--socket", "socket_path", metavar="PATH", help="The guard's socket (default: /run/overt/guard.sock)."
 )
 
 
+_ENGINES = {"podman": "/etc/containers", "docker": "/etc/docker", "containerd": "/etc/containerd", "bundle": ""}
+"""where each has its configuration"""
+_ENGINE = click.argument("engine", type=click.Choice(list(_ENGINES)))
+_BUNDLE = click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
 _DIRECTORY = click.option(
-    "--directory", metavar="DIR", type=click.Path(path_type=Path), default="/etc/containers", show_default=True,
-    help="Where podman's configuration is.",
+    "--directory", metavar="DIR", type=click.Path(path_type=Path),
+    help="Where the engine's configuration is (default: /etc/containers, /etc/docker, /etc/containerd).",
 )  # fmt: skip
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
 
@@ -54,10 +58,10 @@ def run(socket_path: str | None, ready_fd: int | None, blame: str, *, foreground
     SIGTERM ends it; containers that still run get ENOSYS from syncfs(2) from then on.
     """
     from overt.events import Events
-    from overt.guard import supervisor
+    from overt.guard import activation, supervisor
 
     supervisor.prepare()
-    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame)
+    guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame, handed=activation.sockets())
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)
@@ -89,7 +93,8 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
             f"{'' if overlay['guarded'] else '  NOT GUARDED'}"
         )
     for upper in state["uppers"]:
-        click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}, {upper['flushes']} flushes")
+        refused = f" (no probes: {upper['refused']})" if upper["refused"] else ""
+        click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}{refused}, {upper['flushes']} flushes")
         for error in upper["errors"]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["when"]))
             taken = ", taken from the host" if error["taken"] else ""
@@ -102,56 +107,150 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
 
 @command.command()
 @_SOCKET
+@click.option("--listen", metavar="ADDRESS:PORT", help="Answer HTTP there.")
+@click.option(
+    "--textfile", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write this file every 15 seconds, for the textfile collector of Prometheus's node exporter.",
+)  # fmt: skip
+def metrics(socket_path: str | None, listen: str | None, textfile: Path | None) -> None:
+    """Tell Prometheus what the guard does: errors, calls and how long they took, containers.
+
+    Without an option, print that once.
+    """
+    try:
+        from overt.guard import exporter
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"not installed: {error.name} (Debian: python3-prometheus-client)") from None
+    path = _path(socket_path)
+    if listen is not None:
+        try:
+            exporter.serve(path, listen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    elif textfile is not None:
+        exporter.write(path, textfile)
+    else:
+        click.echo(exporter.text(path), nl=False)
+
+
+@command.command()
+@_SOCKET
 @click.option(
     "--from", "base", metavar="FILE",
     help="A profile to start from, or an OCI config.json (default: one that filters nothing else).",
 )  # fmt: skip
-def profile(socket_path: str | None, base: str | None) -> None:
+@click.option(
+    "--oci", is_flag=True,
+    help="In the form of an OCI config.json, which Kubernetes' nodes read; for a container's default capabilities.",
+)  # fmt: skip
+def profile(socket_path: str | None, base: str | None, *, oci: bool) -> None:
     """Print a seccomp profile in which syncfs(2) is the guard's to answer.
 
     For podman: --security-opt seccomp=FILE, or seccomp_profile in containers.conf. For runc and crun: linux.seccomp in
     config.json.
     """
+    from overt.guard import oci as forms
     from overt.guard import profile as profiles
 
     try:
-        made = profiles.make(profiles.load(base), str(_path(socket_path)))
-    except profiles.ProfileError as error:
+        given = profiles.load(base)
+        made = profiles.make(forms.resolve(given) if oci else given, str(_path(socket_path)))
+    except ValueError as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(made, indent=2))
 
 
 @command.command()
-@click.argument("runtime", type=click.Choice(["podman", "bundle"]))
-@click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
+@_ENGINE
+@_BUNDLE
 @_SOCKET
 @_DIRECTORY
+@click.option(
+    "--runtime", metavar="PROGRAM",
+    help="What docker or containerd are to start in the end (default: what they start now).",
+)  # fmt: skip
+@click.option("--default", is_flag=True, help="docker: guard the containers that name no runtime, too.")
 @_DRY_RUN
 def install(
-    runtime: str, bundle: Path | None, socket_path: str | None, directory: Path, *, dry_run: bool
+    engine: str, bundle: Path | None, socket_path: str | None, directory: Path | None, runtime: str | None,
+    *, default: bool, dry_run: bool,
 ) -> None:  # fmt: skip
-    """Have podman, or an OCI bundle of runc or crun, hand syncfs(2) to the guard.
+    """Have podman, docker, containerd, or an OCI bundle of runc or crun, hand syncfs(2) to the guard.
 
-    It holds for containers that are started afterwards. Without a guard that runs they do not start.
+    docker and containerd get a runtime named `overt`. It holds for containers that are started afterwards. Without a
+    guard that runs they do not start.
     """
-    from overt.guard import install as changes
+    from overt.guard import engines
+    from overt.guard import install as files
 
+    place = directory or Path(_ENGINES[engine])
     socket = str(_path(socket_path))
-    _make(lambda: changes.into_podman(directory, socket) if runtime == "podman"
-          else changes.into_bundle(_given(bundle), socket), dry_run)  # fmt: skip
+    wrapped = engines.Wrapped(socket, runtime)
+    if engine == "podman":
+        _make(lambda: files.into_podman(place, socket), dry_run)
+    elif engine == "docker":
+        _make(lambda: engines.into_docker(place, wrapped, default=default), dry_run, "systemctl reload docker")
+    elif engine == "containerd":
+        _make(lambda: engines.into_containerd(place, wrapped), dry_run, "systemctl restart containerd")
+    else:
+        _make(lambda: files.into_bundle(_given(bundle), socket), dry_run)
 
 
 @command.command()
-@click.argument("runtime", type=click.Choice(["podman", "bundle"]))
-@click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
+@_ENGINE
+@_BUNDLE
 @_DIRECTORY
 @_DRY_RUN
-def uninstall(runtime: str, bundle: Path | None, directory: Path, *, dry_run: bool) -> None:
+def uninstall(engine: str, bundle: Path | None, directory: Path | None, *, dry_run: bool) -> None:
     """Take back what `install` did."""
-    from overt.guard import install as changes
+    from overt.guard import engines
+    from overt.guard import install as files
 
-    _make(lambda: changes.out_of_podman(directory) if runtime == "podman"
-          else changes.out_of_bundle(_given(bundle)), dry_run)  # fmt: skip
+    place = directory or Path(_ENGINES[engine])
+    if engine == "podman":
+        _make(lambda: files.out_of_podman(place), dry_run)
+    elif engine == "docker":
+        _make(lambda: engines.out_of_docker(place), dry_run, "systemctl reload docker")
+    elif engine == "containerd":
+        _make(lambda: engines.out_of_containerd(place), dry_run, "systemctl restart containerd")
+    else:
+        _make(lambda: files.out_of_bundle(_given(bundle)), dry_run)
+
+
+@command.command()
+@click.argument("engine", required=False)
+@_SOCKET
+@click.option(
+    "--runtime", metavar="NAME",
+    help="docker, podman: the runtime of this name in place of the default; containerd: this program.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the steps as JSON.")
+def check(engine: str | None, socket_path: str | None, runtime: str | None, *, as_json: bool) -> int:
+    """Run a container on a disk that loses a write, and see whether it is told.
+
+    ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into.
+
+    Exit status 0: it is protected; 1: it is not, or that could not be found out.
+    """
+    from overt.guard import check as checks
+    from overt.guard import runners
+
+    engine = engine or runners.installed()
+    if engine is None:
+        raise click.ClickException(f"none of {', '.join(runners.ENGINES)} is installed")
+    if engine not in runners.ENGINES:
+        raise click.UsageError(f"no engine {engine!r}: there are {', '.join(runners.ENGINES)}")
+    if os.geteuid() != 0:
+        raise click.ClickException("a check mounts an overlay and makes a disk: it needs root")
+    report = checks.check(engine, _path(socket_path), runtime)
+    if as_json:
+        steps = [step._asdict() for step in report.steps]
+        click.echo(json.dumps({"engine": engine, "protected": report.protected, "steps": steps}, indent=2))
+    else:
+        for step in report.steps:
+            click.echo(f"{ {True: 'yes', False: 'NO', None: '?'}[step.ok]:4}{step.name}: {step.why}")
+        click.echo(f"{engine}: {'protected' if report.protected else 'NOT PROTECTED'}")
+    return 0 if report.protected else 1
 
 
 def _given(bundle: Path | None) -> Path:
@@ -160,16 +259,22 @@ def _given(bundle: Path | None) -> Path:
     return bundle
 
 
-def _make(work_out: "Callable[[], list[Change]]", dry_run: bool) -> None:
+def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "") -> None:
+    """Make changes, or show them; `then`: the command by which the engine reads its configuration again."""
+    from overt.guard.engines import InstallError
     from overt.guard.profile import ProfileError
 
     try:
         changes = work_out()
-    except ProfileError as error:
+    except (InstallError, ProfileError) as error:
         raise click.ClickException(str(error)) from None
     for change in changes:
         click.echo(f"{'would ' if dry_run else ''}{change}")
-        if not dry_run:
+        if dry_run:
+            click.echo(change.diff())
+        else:
             change.make()
     if not changes:
         click.echo("nothing to do")
+    elif then and not dry_run:
+        click.echo(f"then: {then}")

@@ -31,6 +31,7 @@ from overt.guard import container, descriptions, listener, overlay, resume, stat
 from overt.guard.container import Container
 from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
+from overt.guard.meter import Meter
 from overt.guard.overlay import Overlay
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
@@ -80,6 +81,7 @@ class Agent:
         """by upper"""
         self.doubtful = 0
         self.answered = 0
+        self.meter = Meter()
         self._lock = threading.Lock()
         self.loop = Loop()
         self._skip = {os.getpid(), os.getppid()}
@@ -248,6 +250,7 @@ class Agent:
 
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
         """Answer a call that was received, here or on another thread."""
+        self.meter.begin(slot)
         try:
             each = self._overlay_of(guarded, call)
             if each is None:
@@ -331,6 +334,7 @@ class Agent:
         def send(code: int) -> bool:
             sent = self.reply(guarded, slot, call, code)
             if code and sent:
+                self.meter.told += 1
                 self.events.say("told", container=guarded.state.id, overlay=each.name, error=code)
             return sent
 
@@ -425,6 +429,7 @@ class Agent:
 
     def done(self, guarded: Container, slot: int) -> None:
         """The call was answered, or nobody waits for it any more."""
+        self.meter.end(slot)
         self.slots.free(slot)
         with self._lock:
             guarded.waiting -= 1
@@ -434,6 +439,7 @@ class Agent:
 
     def _error(self, error: UpperError, upper: Upper) -> None:
         """An upper has recorded an error. On any thread."""
+        self.meter.errors += 1
         device = f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}"
         names = [account.name for account in upper.ledger.accounts]
         self.events.say(

@@ -8,42 +8,17 @@ What is to be done is worked out first, as a list of changes, so that it can be 
 """
 
 import json
-import os
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 from overt.guard import profile
+from overt.guard.change import Change
 
 PODMAN = Path("/etc/containers")
 DEFAULT_PROFILE = Path("/usr/share/containers/seccomp.json")
 _DROP_IN = Path("containers.conf.d/overt-guard.conf")
-_PROFILE = Path("overt-guard.json")
+PROFILE = Path("overt-guard.json")
 _BEFORE = "config.json.before-overt-guard"
-
-
-class Change(NamedTuple):
-    """A file to be written, or, without a content, removed."""
-
-    path: Path
-    content: str | None
-
-    def __str__(self) -> str:
-        return f"remove {self.path}" if self.content is None else f"write {self.path} ({len(self.content)} bytes)"
-
-    def make(self) -> None:
-        """Write in one piece: nobody reads half a file. OSError."""
-        if self.content is None:
-            self.path.unlink()
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unready = self.path.with_name(self.path.name + ".unready")
-        try:
-            unready.write_text(self.content)
-            os.replace(unready, self.path)
-        except OSError:
-            unready.unlink(missing_ok=True)
-            raise
 
 
 def into_podman(directory: Path, socket: str) -> list[Change]:
@@ -52,14 +27,14 @@ def into_podman(directory: Path, socket: str) -> list[Change]:
     Raises ProfileError if the profile in use cannot be changed so, and OSError.
     """
     base = profile.load(str(_in_use(directory)))
-    made = directory / _PROFILE
+    made = directory / PROFILE
     drop_in = f'# Made by `overt guard install podman`.\n[containers]\nseccomp_profile = "{made}"\n'
     return [Change(made, _text(profile.make(base, socket))), Change(directory / _DROP_IN, drop_in)]
 
 
 def out_of_podman(directory: Path) -> list[Change]:
     """The changes that take it back."""
-    return [Change(path, None) for path in (directory / _DROP_IN, directory / _PROFILE) if path.exists()]
+    return [Change(path, None) for path in (directory / _DROP_IN, directory / PROFILE) if path.exists()]
 
 
 def into_bundle(bundle: Path, socket: str) -> list[Change]:

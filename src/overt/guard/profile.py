@@ -6,6 +6,7 @@ conditions; a rule that names syncfs is taken apart and a rule of our own added.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ NOTIFY = "SCMP_ACT_NOTIFY"
 _ALLOW = "SCMP_ACT_ALLOW"
 _HARMLESS = {_ALLOW, "SCMP_ACT_LOG", "SCMP_ACT_TRACE"}
 _LESSER = {"SCMP_ARCH_X86_64": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"], "SCMP_ARCH_AARCH64": ["SCMP_ARCH_ARM"]}
+_OURS = "SCMP_ARCH_AARCH64" if os.uname().machine == "aarch64" else "SCMP_ARCH_X86_64"
 MINIMAL: dict[str, Any] = {
     "defaultAction": _ALLOW,
-    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "architectures": [_OURS, *_LESSER[_OURS]],
     "syscalls": [],
 }
 """filters nothing else"""

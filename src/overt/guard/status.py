@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overt.guard.agent import Agent
+    from overt.guard.overlay import Overlay
 
 
 def describe(agent: "Agent") -> dict[str, Any]:
@@ -19,6 +20,7 @@ def describe(agent: "Agent") -> dict[str, Any]:
         "answered": agent.answered,
         "doubtful": agent.doubtful,
         "crashes": agent.events.crashes,
+        **agent.meter.describe(),
         "containers": [
             {
                 "id": each.state.id, "pid": each.state.pid, "bundle": each.state.bundle, "calls": each.calls,
@@ -28,7 +30,8 @@ def describe(agent: "Agent") -> dict[str, Any]:
         ],
         "overlays": [
             {
-                "upperdir": each.name, "containers": len(each.users), "owed": len(each.held.entries),
+                "upperdir": each.name, "containers": len(each.users), "ids": _ids(agent, each),
+                "owed": len(each.held.entries),
                 "errors": each.account.count if each.account else 0, "told": each.account.told if each.account else 0,
                 "guarded": each.account is not None,
             }
@@ -36,8 +39,8 @@ def describe(agent: "Agent") -> dict[str, Any]:
         ],
         "uppers": [
             {
-                "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "flushes": upper.flushes,
-                "flushed_at": upper.flushed_at,
+                "device": f"{os.major(number)}:{os.minor(number)}", "eyes": upper.eyes, "refused": upper.refused,
+                "flushes": upper.flushes, "flushed_at": upper.flushed_at,
                 "taken": upper.taken, "recorded": upper.ledger.count,
                 "errors": [
                     error._asdict()
@@ -48,6 +51,12 @@ def describe(agent: "Agent") -> dict[str, Any]:
             for number, upper in uppers.items()
         ],
     }  # fmt: skip
+
+
+def _ids(agent: "Agent", overlay: "Overlay") -> list[str]:
+    """The containers that use an overlay."""
+    using = (agent.containers.get(number) for number in list(overlay.users))
+    return sorted({each.state.id for each in using if each is not None})
 
 
 def _lost(agent: "Agent", upper: int, number: int) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -61,8 +62,13 @@ class _Caller:
 class Supervisor:
     """See above. `path` is the socket that profiles name as listenerPath; `path`.status tells the status."""
 
-    def __init__(self, path: Path, events: Events, blame: str = "all") -> None:
-        """Listen. OSError: EADDRINUSE where a guard listens already. `blame` as in `Agent`."""
+    def __init__(
+        self, path: Path, events: Events, blame: str = "all", *, handed: Mapping[str, socket.socket] | None = None
+    ) -> None:
+        """Listen, on sockets `handed` over by systemd where they have our paths; `blame` as in `Agent`.
+
+        OSError: EADDRINUSE where a guard listens already.
+        """
         self.path = path
         self.events = events
         self.blame = blame
@@ -78,8 +84,10 @@ class Supervisor:
         self._dying: list[int] = []
         """workers that are dead but for a thread that waits for a disk"""
         self._unsent: deque[tuple[int, str]] = deque()
-        self._socket = listen(path)
-        self._status = listen(status_path(path))
+        handed = handed or {}
+        self._ours = [each for each in (path, status_path(path)) if str(each) not in handed]
+        self._socket = handed.get(str(path)) or listen(path)
+        self._status = handed.get(str(status_path(path))) or listen(status_path(path))
         try:
             self.trace = Trace()
         except OSError as error:
@@ -99,7 +107,7 @@ class Supervisor:
                     time.sleep(_PAUSE if self.workers > 3 else 0)
         finally:
             self._bury(_PATIENCE)
-            for path in (self.path, status_path(self.path)):
+            for path in self._ours:
                 path.unlink(missing_ok=True)
             if self.trace:
                 self.trace.close()
