@@ -35,7 +35,7 @@ def why_not(*programs: str) -> str | None:
     missing = [name for name in (*programs, "runc", "nsenter") if shutil.which(name) is None]
     if not os.path.exists(place.BUSYBOX):
         missing.append("busybox-static")
-    return f"not installed: {', '.join(missing)} (tools/debian-packages daemons installs it)" if missing else None
+    return f"not installed: {', '.join(missing)} (tools/debian-packages daemons)" if missing else None
 
 
 class Daemons:

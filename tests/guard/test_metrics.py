@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
 def promtool(*words: str, given: str = "") -> None:
     """Run it; it has to be content."""
     if shutil.which("promtool") is None:
-        pytest.skip("not installed: prometheus (tools/debian-packages daemons installs it)")
+        pytest.skip("not installed: prometheus (tools/debian-packages daemons)")
     done = subprocess.run(
         ["promtool", *words], input=given, capture_output=True, text=True, timeout=60, check=False,
         cwd=DEPLOY / "prometheus",

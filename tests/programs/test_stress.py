@@ -20,9 +20,12 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 EXCLUDED = {"binderfs", "bind-mount", "eventfd", "io", "ioprio", "procfs"}
 APART = {"fanotify"}
-# The ones that write much by default: a gigabyte each. And an open file takes a descriptor of the server's, too, which has
-# the same limit (docs/limits.md): who opens as many leaves the others none.
-BOUNDED = ["--open-max=8192", *(f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file"))]
+# The ones that write much by default: a gigabyte each. And an open file takes a descriptor of the server's, too, which
+# has the same limit (docs/limits.md): who opens as many leaves the others none.
+BOUNDED = [
+    "--open-max=8192",
+    *(f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file")),
+]
 
 
 def stressors() -> list[str]:
