@@ -50,6 +50,7 @@ def test_a_close_that_fails_is_an_event_and_nothing_stays_open(far: tuple[Scene,
     overlay = scene.overlay(data)
     read_all(overlay)
     wait_until(lambda: not held(scene), "what was read is closed")
+    assert not (overlay.target / "asked after").exists()  # answered by the thread that closes: the last close is over
     before = descriptors(scene)
     failing.touch()
     read_all(overlay)
