@@ -402,10 +402,28 @@ class HoldsForEver(Guard):
         return answer
 
 
+class NotReached(OvertMount):
+    """Nothing gets to the cursor of a superblock that is read-only."""
+
+    def syncfs_read_only(self, upper, overlay, file):
+        return Answer(self.advance_own(overlay, file))
+
+
+class NotLookedAfter(NotReached):
+    """What is owed at the remount does, and what comes later does not."""
+
+    def remount(self, upper, overlay, *, read_only):
+        answer = super().remount(upper, overlay, read_only=read_only)
+        if read_only and not overlay.volatile:
+            self.carry(upper, overlay)
+        return answer
+
+
 AROUND = [
     OneDescriptor, FsyncForEver, NotReopened, KnowsWhatItOpens, FlushesVolatile, FlushesNothing, ForgetsTheAbort,
     AsksTheLower, TakesFromTheHost, SeesTheUnseen, SharesOneLook, SilentUmount, CopiesUnflushed, DirectoriesByItself,
     DirectoriesForgotten, MsyncUnheard, MsyncForEver, HoldsNobody, HoldsForEver,
+    NotReached, NotLookedAfter,
 ]  # fmt: skip
 
 
