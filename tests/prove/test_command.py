@@ -40,7 +40,11 @@ def test_ctrl_c_prints_what_is_known_so_far() -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        time.sleep(8)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while len(workers.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130

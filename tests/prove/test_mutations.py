@@ -19,7 +19,7 @@ from .test_matrix import UNSOLVED_BY
 
 pytestmark = pytest.mark.timeout(180)
 
-SMALL = (Bound(1, 1, 1), Bound(1, 1, 2), Bound(2, 1, 1), Bound(1, 2, 2), Bound(2, 2, 2))
+SMALL = (Bound(1, 1, 1), Bound(1, 1, 2), Bound(1, 2, 1), Bound(2, 1, 1), Bound(1, 2, 2), Bound(2, 2, 2))
 
 
 def broken(design: Design, bounds: tuple[Bound, ...] = SMALL) -> Iterator[int]:
@@ -402,10 +402,28 @@ class HoldsForEver(Guard):
         return answer
 
 
+class NotReached(OvertMount):
+    """Nothing gets to the cursor of a superblock that is read-only."""
+
+    def syncfs_read_only(self, upper, overlay, file):
+        return Answer(self.advance_own(overlay, file))
+
+
+class NotLookedAfter(NotReached):
+    """What is owed at the remount does, and what comes later does not."""
+
+    def remount(self, upper, overlay, *, read_only):
+        answer = super().remount(upper, overlay, read_only=read_only)
+        if read_only and not overlay.volatile:
+            self.carry(upper, overlay)
+        return answer
+
+
 AROUND = [
     OneDescriptor, FsyncForEver, NotReopened, KnowsWhatItOpens, FlushesVolatile, FlushesNothing, ForgetsTheAbort,
     AsksTheLower, TakesFromTheHost, SeesTheUnseen, SharesOneLook, SilentUmount, CopiesUnflushed, DirectoriesByItself,
     DirectoriesForgotten, MsyncUnheard, MsyncForEver, HoldsNobody, HoldsForEver,
+    NotReached, NotLookedAfter,
 ]  # fmt: skip
 
 
@@ -414,12 +432,22 @@ def test_a_mutation_around_the_ledger_breaks_a_claim(mutant: type[Design]) -> No
     assert next(broken(mutant()), None) is not None
 
 
-def test_every_claim_is_broken_by_some_mutation() -> None:
-    """But those that overt does not keep, and what the model cannot say."""
-    caught = {number for mutant in AROUND for number in broken(mutant(), (Bound(1, 1, 1), Bound(1, 2, 1)))}
-    caught.update(broken(SharesOneLook(), (Bound(2, 1, 1),)))  # U12 is about two
+def broken_by_mutations() -> Iterator[int]:
+    """In worlds as small as will do."""
+    for mutant in AROUND:
+        yield from broken(mutant(), (Bound(1, 1, 1), Bound(1, 2, 1)))
+    yield from broken(SharesOneLook(), (Bound(2, 1, 1),))  # U12 is about two
     for where, attribute, mutate in MUTATIONS.values():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(where, attribute, mutate(getattr(where, attribute)))
-            caught.update(broken(Plain(), (Bound(1, 1, 2),)))
-    assert set(CLAIMS) - caught == UNSOLVED_BY["overt"]
+            yield from broken(Plain(), (Bound(1, 1, 2),))  # and U8 about two errors
+
+
+def test_every_claim_is_broken_by_some_mutation() -> None:
+    """But those that overt does not keep."""
+    left = set(CLAIMS)
+    for number in broken_by_mutations():
+        left.discard(number)
+        if left == UNSOLVED_BY["overt"]:
+            return
+    raise AssertionError(left)

@@ -82,6 +82,9 @@ class Checker:
         self.parties: list[Party] = []
         self._upper_numbers: dict[object, int] = {}
         self._party_numbers: dict[object, int] = {}
+        self._met: dict[object, int] = {}
+        """the numbers of parties, by the form in which they came"""
+        self._outcomes: dict[tuple[int, int], list[_Outcome]] = {}
         self._struck: dict[int, int] = {}
         self.violations: dict[RuleId, Place] = {}
         self.witnessed: set[RuleId] = set()
@@ -99,25 +102,34 @@ class Checker:
         frontier, depth, transitions = [start], 0, 0
         due = _REPORT if limit is None else min(limit, _REPORT)
         arrange = self._arrangement()
-        slots: list[_Slot] = [(number, shift, {}) for number, shift in enumerate(self.shifts)]
+        # The host's moves leave the overlays as they are, and so in order.
+        slots: list[_Slot] = [
+            (number, shift, {}, arrange if number < len(self.kinds) else None)
+            for number, shift in enumerate(self.shifts)
+        ]
         while frontier:
             following: list[int] = []
             for state in frontier:
                 upper = state & _UPPER
-                for number, shift, known in slots:
+                for number, shift, known, order in slots:
                     pair = (state >> shift & _PARTY) << UPPER_BITS | upper
                     found = known.get(pair)
                     if found is None:
                         found = known[pair] = self._moves(state, number)
                     differences, errors = found
                     transitions += len(differences)
-                    for difference in differences:
-                        new = state + difference
-                        if arrange is not None:
-                            new = arrange(new)
-                        if new not in parents:
-                            parents[new] = state
-                            following.append(new)
+                    if order is None:
+                        for difference in differences:
+                            new = state + difference
+                            if new not in parents:
+                                parents[new] = state
+                                following.append(new)
+                    else:
+                        for difference in differences:
+                            new = order(state + difference)
+                            if new not in parents:
+                                parents[new] = state
+                                following.append(new)
                     for difference in errors:
                         transitions += 1
                         new = self._broadcast(state + difference)
@@ -156,6 +168,13 @@ class Checker:
 
     def number_party(self, party: Party) -> int:
         """The number of this party, brought into the form that stands for all that are alike."""
+        as_it_came = party.key()
+        number = self._met.get(as_it_came)
+        if number is None:
+            number = self._met[as_it_came] = self._number_settled(party)
+        return number
+
+    def _number_settled(self, party: Party) -> int:
         self.scope.project_party(party)
         self.design.settle(party)
         party.files.sort(key=lambda file: (not file.is_open, file.key()))
@@ -188,22 +207,33 @@ class Checker:
         before, party_before = state & _UPPER, state >> shift & _PARTY
         differences: dict[int, None] = {}
         errors: dict[int, None] = {}
-        for verb, index in options(self.scope, self.bound, self.uppers[before], self.parties[party_before]):
-            upper, party = self.uppers[before].copy(), self.parties[party_before].copy()
+        for upper, party, is_error in self._outcomes_of(before, party_before, state, number):
+            difference = upper - before + (party - party_before << shift)
+            if is_error:
+                errors[difference] = None
+            elif difference:
+                differences[difference] = None
+        return tuple(differences), tuple(errors)
+
+    def _outcomes_of(self, upper_before: int, party_before: int, state: int, number: int) -> "list[_Outcome]":
+        """What can become of an upper and a party. The first time they are met, which is here, the claims judge."""
+        known = self._outcomes.get((upper_before, party_before))
+        if known is not None:
+            return known
+        found = self._outcomes[upper_before, party_before] = []
+        upper, party = self.uppers[upper_before].copy(), self.parties[party_before].copy()
+        for verb, index in options(self.scope, self.bound, upper, party):
             step = perform(self.design, upper, party, verb, index)
-            if step is None:
+            if step is None:  # nothing has changed
                 continue
             for rule, holds in step.verdicts.items():
                 if holds:
                     self.witnessed.add(rule)
                 else:
                     self.violations.setdefault(rule, Place(state, number, verb, index))
-            difference = self.number_upper(upper) - before + (self.number_party(party) - party_before << shift)
-            if step.error:
-                errors[difference] = None
-            elif difference:
-                differences[difference] = None
-        return tuple(differences), tuple(errors)
+            found.append((self.number_upper(upper), self.number_party(party), step.error))
+            upper, party = self.uppers[upper_before].copy(), self.parties[party_before].copy()
+        return found
 
     def _broadcast(self, state: int) -> int:
         """Every party hears of an error."""
@@ -226,11 +256,13 @@ class Checker:
             return None
         if len(groups) == 1 and len(groups[0]) == 2:
             low, high = groups[0]
-            swap = (1 << low) - (1 << high)
+            swap, apart = (1 << low) - (1 << high), high - low
+            one, other = _PARTY << low, _PARTY << high
 
             def pair(state: int) -> int:
-                excess = (state >> low & _PARTY) - (state >> high & _PARTY)
-                return state - excess * swap if excess > 0 else state
+                if (state & one) << apart <= state & other:
+                    return state
+                return state - ((state >> low & _PARTY) - (state >> high & _PARTY)) * swap
 
             return pair
 
@@ -244,8 +276,11 @@ class Checker:
         return many
 
 
+_Outcome = tuple[int, int, bool]
+"""an upper, a party, and whether it is an error, of which the other parties hear"""
 _Moves = tuple[tuple[int, ...], tuple[int, ...]]
-_Slot = tuple[int, int, dict[int, _Moves]]
+_Slot = tuple[int, int, dict[int, _Moves], Callable[[int], int] | None]
+"""a party's number, where it is in a state, what can happen to it, and what brings a state into order afterwards"""
 
 
 class Step(NamedTuple):

@@ -277,12 +277,12 @@ CLAIMS: Mapping[int, Claim] = {
     ),
     25: Claim(
         True,
-        "a read-only remount hides no error from syncfs",
-        (
-            Rule(READ_ONLY, ordinary(lambda c: waiting(c) or c.file.syncfs.due), told),
-            Rule(READ_ONLY, volatile(lambda c: c.party.seen.struck), told),
-        ),
-        beyond="overlay on overlay, special files, O_PATH: there is one layer of overlays here, and a file is a file",
+        "ordinary: a read-only remount hides no error from syncfs",
+        (Rule(READ_ONLY, ordinary(lambda c: waiting(c) or c.file.syncfs.due), told),),
+        beyond="volatile mounts, which no claim asks about once they are read-only: every syncfs with EIO is what no "
+        "design gives, overt included (rule 8 of the contract, unsolved there). The 10 ms in which an error after the "
+        "remount may not have reached overt's superblock, and an upper that has died, of which each descriptor is told "
+        "once there. Overlay on overlay, special files, O_PATH: there is one layer of overlays here, and a file is one",
     ),
 }
 

@@ -66,7 +66,7 @@ def _page(verdicts: Sequence[Verdict], findings: Sequence[Finding], bound: Bound
         mine = [verdict for verdict in verdicts if verdict.design == design.name]
         solved, unsolved = (_list(mine, outcome) for outcome in (SOLVED, UNSOLVED))
         out.append(f"| `{design.name}` | {design.title}: {design.source} | {solved} | {unsolved} |")
-    out += ["", "## What the model cannot say", ""]
+    out += ["", "## What the model or the claims leave out", ""]
     out += [f"- Of U{number}: {claim.beyond}." for number, claim in CLAIMS.items() if claim.beyond]
     for design in DESIGNS.values():
         out += ["", f"## {design.title}", "", (design.__doc__ or "").replace("\n    ", "\n"), ""]

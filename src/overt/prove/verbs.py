@@ -1,8 +1,8 @@
 """What can happen, one thing at a time: to the upper and one party. The rest of the world does not change.
 
 Each verb is done to copies of an upper and a party, at one of the party's open files or at none; it returns an
-`Answer`, or None if it cannot happen there. What a kernel does on behalf of any design is here; what differs is the
-design's.
+`Answer`, or None if it cannot happen there, and has changed nothing. What a kernel does on behalf of any design is
+here; what differs is the design's.
 
 Not here, because in this world it would be nothing new: dup (an open file is one, whatever its descriptors); sync(2)
 (all designs look at its caller's errors at syncfs only); a failed write-back during a question (`lose`, right before

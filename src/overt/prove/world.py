@@ -8,9 +8,7 @@ error is the exception, and a simple one: everybody's ghost hears of it.
 `claims` writes them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from operator import attrgetter
 from typing import Any, Self
 
 NONE, LOWER, UPPER = 0, 1, 2
@@ -20,44 +18,20 @@ ALIVE, ABORTED, DEAD = 0, 1, 2
 
 
 class Record:
-    """A record that can be copied, and that has a key: equal keys, equal pieces."""
+    """A record that can be copied, and that has a key: equal keys, equal pieces.
+
+    Both are most of what the model costs, so that each kind of record gets its own (`_write_out`, below).
+    """
 
     __slots__ = ()
 
     def copy(self) -> Self:
         """A copy that shares nothing with the original."""
-        kind = type(self)
-        values, plain = _SHAPES.get(kind) or _shape(kind)
-        return kind(*values(self)) if plain else kind(*[_copy(value) for value in values(self)])
+        raise NotImplementedError
 
     def key(self) -> tuple[Any, ...]:
         """Everything in it, hashable and ordered."""
-        values, plain = _SHAPES.get(type(self)) or _shape(type(self))
-        found = values(self)
-        return found if plain else tuple([_key(value) for value in found])
-
-
-_Shape = tuple[Callable[[Any], tuple[Any, ...]], bool]
-_SHAPES: dict[type, _Shape] = {}
-
-
-def _shape(kind: type) -> _Shape:
-    """How to get all of a record's values, and whether there are no records among them."""
-    names = [one.name for one in fields(kind)]
-    found = _SHAPES[kind] = attrgetter(*names), all(one.type in (int, bool) for one in fields(kind))
-    return found
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.copy()
-    return [item.copy() for item in value] if isinstance(value, list) else value
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.key()
-    return tuple([item.key() for item in value]) if isinstance(value, list) else value
+        raise NotImplementedError
 
 
 @dataclass(slots=True)
@@ -170,3 +144,24 @@ class Upper(Record):
     """ghost: somebody on the host was told of the last error"""
     container_told: bool = False
     """ghost: somebody in a container was"""
+
+
+def _write_out(kind: type[Record]) -> None:
+    """Give a record its `copy` and `key`, with every field in its place, as dataclasses do with __init__."""
+    copies, keys = [], []
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.type in (int, bool):
+            copy = key = f"self.{one.name}"
+        elif one.type in (Asked, Inode, Seen):
+            copy, key = f"self.{one.name}.copy()", f"self.{one.name}.key()"
+        else:
+            copy = f"[item.copy() for item in self.{one.name}]"
+            key = f"tuple([item.key() for item in self.{one.name}])"
+        copies.append(copy)
+        keys.append(key)
+    for name, text in (("copy", f"kind({', '.join(copies)})"), ("key", f"({', '.join(keys)},)")):
+        setattr(kind, name, eval(f"lambda self: {text}", {"kind": kind}))
+
+
+for _kind in (Asked, File, Inode, Seen, Party, Upper):
+    _write_out(_kind)

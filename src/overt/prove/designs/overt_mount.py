@@ -9,11 +9,12 @@ from overt.prove.world import UPPER, File, Party, Upper
 class OvertMount(Watching):
     """An error that the ledger says is owed is put on the cursor of the overlay's own superblock while syncfs(2) waits;
     who is told is then the kernel's errseq. On a superblock that was remounted read-only syncfs(2) does not reach the
-    server: what was on the cursor by then is told, and nothing else."""
+    server, so that the error is put there before: at the remount, and when a later one is noticed. A volatile mount is
+    not looked after in this way."""
 
     name = "overt"
     title = "overt mount"
-    source = "overt/ledger.py; overt/server/syncing.py, overt/upper/upper.py"
+    source = "overt/ledger.py; overt/server/syncing.py, overt/server/remounted.py, overt/upper/upper.py"
     served = True
 
     def mount(self, upper: Upper, overlay: Party) -> int:
@@ -47,6 +48,14 @@ class OvertMount(Watching):
             overlay.s_wb_err = self.errseq.set_error(overlay.s_wb_err, owed.errno)
             account.propagated(owed)
             overlay.reached = account.reached
+
+    def syncfs_read_only(self, upper: Upper, overlay: Party, file: File) -> Answer:
+        """server/reopening.py: the cursor is set before mount(2) returns; server/remounted.py: and within 10 ms of an
+        error that comes later. Here right before the question, which is answered alike."""
+        if not overlay.volatile:
+            self.look(upper)
+            self.carry(upper, overlay)
+        return super().syncfs_read_only(upper, overlay, file)
 
     def remount(self, upper: Upper, overlay: Party, *, read_only: bool) -> Answer:
         """fuse_reconfigure: as long as it is writable the server is asked to flush, by no syncfs(2), and the answer is
