@@ -63,8 +63,12 @@ def run(socket_path: str | None, ready_fd: int | None, blame: str, *, foreground
     supervisor.prepare()
     guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame, handed=activation.sockets())
     if ready_fd is not None:
-        os.write(ready_fd, b"\n")
-        os.close(ready_fd)
+        try:
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
+        except OSError as error:
+            guard.close()
+            raise click.ClickException(f"--ready-fd {ready_fd}: {error.strerror}") from None
     notify_systemd("READY=1")
     guard.run()
 
