@@ -30,7 +30,7 @@ _DIRECTORY = click.option(
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def command() -> None:
     """Answer syncfs(2) truthfully for stock containers on the kernel's own overlayfs.
 
@@ -187,6 +187,11 @@ def install(
     from overt.guard import engines
     from overt.guard import install as files
 
+    if runtime is not None and engine not in ("docker", "containerd"):
+        raise click.UsageError(f"--runtime is for docker and containerd, not for {engine}")
+    if default and engine != "docker":
+        raise click.UsageError(f"--default is for docker, not for {engine}")
+    _refuse_what_is_not_for(engine, bundle, directory)
     place = directory or Path(_ENGINES[engine])
     socket = str(_path(socket_path))
     wrapped = engines.Wrapped(socket, runtime)
@@ -210,6 +215,7 @@ def uninstall(engine: str, bundle: Path | None, directory: Path | None, *, dry_r
     from overt.guard import engines
     from overt.guard import install as files
 
+    _refuse_what_is_not_for(engine, bundle, directory)
     place = directory or Path(_ENGINES[engine])
     if engine == "podman":
         _make(lambda: files.out_of_podman(place), dry_run)
@@ -234,12 +240,16 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
 
     ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into.
 
-    Exit status 0: it is protected; 1: it is not, or that could not be found out.
+    Exit status 0: it is protected; 1: it is not, or that could not be found out (the container did not start).
     """
     from overt.guard import check as checks
     from overt.guard import runners
+    from overt.guard.engines import InstallError
 
-    engine = engine or runners.installed()
+    try:
+        engine = engine or runners.installed()
+    except InstallError as error:
+        raise click.ClickException(f"{error} (name the engine to check)") from None
     if engine is None:
         raise click.ClickException(f"none of {', '.join(runners.ENGINES)} is installed")
     if engine not in runners.ENGINES:
@@ -253,8 +263,16 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
     else:
         for step in report.steps:
             click.echo(f"{ {True: 'yes', False: 'NO', None: '?'}[step.ok]:4}{step.name}: {step.why}")
-        click.echo(f"{engine}: {'protected' if report.protected else 'NOT PROTECTED'}")
+        found = {True: "protected", False: "NOT PROTECTED", None: "could not be found out"}[report.protected]
+        click.echo(f"{engine}: {found}")
     return 0 if report.protected else 1
+
+
+def _refuse_what_is_not_for(engine: str, bundle: Path | None, directory: Path | None) -> None:
+    if bundle is not None and engine != "bundle":
+        raise click.UsageError(f"{engine} takes no directory of a bundle (--directory names its configuration's)")
+    if directory is not None and engine == "bundle":
+        raise click.UsageError("--directory is not for bundle, whose directory is an argument")
 
 
 def _given(bundle: Path | None) -> Path:
@@ -273,11 +291,11 @@ def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "")
     except (InstallError, ProfileError) as error:
         raise click.ClickException(str(error)) from None
     for change in changes:
-        click.echo(f"{'would ' if dry_run else ''}{change}")
         if dry_run:
-            click.echo(change.diff())
+            click.echo(f"would {change}\n{change.diff()}")
         else:
-            change.make()
+            change.make(durable=True)
+            click.echo(change)
     if not changes:
         click.echo("nothing to do")
     elif then and not dry_run:
