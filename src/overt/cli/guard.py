@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -256,6 +257,9 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
         raise click.UsageError(f"no engine {engine!r}: there are {', '.join(runners.ENGINES)}")
     if os.geteuid() != 0:
         raise click.ClickException("a check mounts an overlay and makes a disk: it needs root")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup(1)
+            signal.signal(number, _end)
     report = checks.check(engine, _path(socket_path), runtime)
     if as_json:
         steps = [step._asdict() for step in report.steps]
@@ -266,6 +270,13 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
         found = {True: "protected", False: "NOT PROTECTED", None: "could not be found out"}[report.protected]
         click.echo(f"{engine}: {found}")
     return 0 if report.protected else 1
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Let what was made be taken away, as after Ctrl-C, and undisturbed."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _refuse_what_is_not_for(engine: str, bundle: Path | None, directory: Path | None) -> None:
