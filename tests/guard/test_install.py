@@ -50,9 +50,9 @@ def test_what_was_changed_in_a_bundle_meanwhile_is_kept(tmp_path: Path) -> None:
     }  # fmt: skip
     assert os.listdir(tmp_path) == ["config.json"]
     make(install.into_bundle(tmp_path, "/run/g"))
-    config.write_text('{"ociVersion": "1.0.2", "linux": {}}')  # somebody has made it anew
+    config.write_text('{"ociVersion": "1.0.2", "linux": {"seccomp": null} }')  # somebody has made it anew
     make(install.out_of_bundle(tmp_path))
-    assert files_of(tmp_path) == {"config.json": '{"ociVersion": "1.0.2", "linux": {}}'}
+    assert files_of(tmp_path) == {"config.json": '{"ociVersion": "1.0.2", "linux": {"seccomp": null} }'}
 
 
 @pytest.mark.parametrize(

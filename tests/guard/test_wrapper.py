@@ -32,6 +32,7 @@ LOG = ("--log", "l", "--log-format", "json")
         (("--cgroup-manager", "cgroupfs", "create", "-b=/b", "-f", "other.json", "x"), "create", "/b/other.json"),
         (("restore", "--image-path", "i", "--bundle", "/b", "x"), "restore", "/b/config.json"),
         (("exec", "--process", "create", "x"), "exec", "config.json"),
+        (("--debug", "--log-level", "run", "exec", "x", "run"), "exec", "config.json"),
         (("a-new-one", "x"), "a-new-one", "config.json"),
         (("run", "-bundle", "/b", "x"), "run", "/b/config.json"),
         (("run", "-detach", "-bundle=/b", "x"), "run", "/b/config.json"),
@@ -44,12 +45,14 @@ LOG = ("--log", "l", "--log-format", "json")
 def test_a_runtimes_command_line_is_read(words: tuple[str, ...], command: str, config: str) -> None:
     call = wrapper.read(words)
     assert (call.command, call.config) == (command, config)
+    assert call.reads_a_bundle == (command in ("create", "run", "restore"))
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--some-new-option", "value", "create", "x"), "no command of a runtime's: value"),
+        (("--some-new-option", "value", "create", "x"), "the value of an unknown option: value"),
+        (("--some-new-option", "exec", "create", "x"), "the value of an unknown option: exec"),
         (("run", "-b/b", "x"), "may say which bundle: -b/b"),
         (("run", "-db", "/b", "x"), "may say which bundle: -db"),
         (("run", "--bund", "/b", "x"), "may say which bundle: --bund"),

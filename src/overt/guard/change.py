@@ -88,10 +88,14 @@ def needed(changes: list[Change]) -> list[Change]:
     ]  # fmt: skip
 
 
+_OF_THE_CONTENT = {"security.ima", "security.evm"}
+"""xattrs that are hashes or signatures"""
+
+
 def _make_like(fd: int, model: Path) -> None:
     st = model.stat()
     os.fchown(fd, st.st_uid, st.st_gid)
-    for name in os.listxattr(model):
+    for name in set(os.listxattr(model)) - _OF_THE_CONTENT:
         with suppress(OSError):  # a name that only the kernel or a security module may set
             os.setxattr(fd, name, os.getxattr(model, name))
     os.fchmod(fd, stat.S_IMODE(st.st_mode))

@@ -76,7 +76,7 @@ def _bundle_before(bundle: Path) -> str:
     kept = read(before)
     try:
         whole, was = json.loads(text), json.loads(kept)
-        if not whole["linux"].get("seccomp", {}).get("listenerPath"):  # somebody has made another
+        if not (whole["linux"].get("seccomp") or {}).get("listenerPath"):  # somebody has made another
             return text
         del whole["linux"]["seccomp"]
         if "seccomp" in was["linux"]:
@@ -94,10 +94,10 @@ def _in_use(directory: Path) -> Path:
     for path in files:
         if path.exists() and path != directory / _DROP_IN:
             try:
-                named = tomllib.loads(path.read_text()).get("containers", {}).get("seccomp_profile")
-            except ValueError as error:
+                named = tomllib.loads(read(path)).get("containers", {}).get("seccomp_profile")
+                found = Path(named) if named else found
+            except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise profile.ProfileError(f"{path}: {error}") from None
-            found = Path(named) if named else found
     return found
 
 

@@ -96,6 +96,7 @@ def _of(whole: dict[str, Any], path: str) -> dict[str, Any]:
         where = f"{path}: linux.seccomp"
     if not isinstance(whole, dict) or not isinstance(whole.get("defaultAction"), str):
         raise ProfileError(f"{where}: not a seccomp profile: no defaultAction")
+    _refuse_nonsense(whole)
     return dict(whole)
 
 
@@ -120,6 +121,9 @@ def _refuse_nonsense(base: dict[str, Any]) -> None:
             raise ProfileError(f"{member} is not a list of names")
     if not all(isinstance(rule.get("name", ""), str) for rule in base.get("syscalls") or []):
         raise ProfileError("a rule's name is not a name")
+    for member in ("includes", "excludes"):
+        if not all(isinstance(rule.get(member), dict | None) for rule in base.get("syscalls") or []):
+            raise ProfileError(f"a rule's {member} is not an object")
     if not isinstance(base.get("listenerPath", ""), str):
         raise ProfileError("listenerPath is not a path")
 

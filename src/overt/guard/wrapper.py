@@ -29,7 +29,8 @@ _OTHERS = {
     "spec", "start", "state", "update",
 }  # fmt: skip
 _VALUED = {"log", "log-format", "log-level", "root", "criu", "rootless", "cgroup-manager"}
-"""options of runc's and crun's, before the command, that take a value"""
+_FLAGS = {"debug", "systemd-cgroup", "version", "v", "V", "help", "h", "usage"}
+"""options of runc's and crun's, before the command: those that take a value, and those that do not"""
 _BUNDLE, _CONFIG = ("bundle", "b"), ("config", "f")
 _VALUED_AFTER = {
     *_BUNDLE, *_CONFIG, "console-socket", "empty-ns", "image-path", "lsm-mount-context", "lsm-profile",
@@ -53,6 +54,8 @@ class Call(NamedTuple):
     """"" if there is none"""
     rest: list[str]
     """what follows it"""
+    sure: bool
+    """no option before it is unknown, whose value it may be"""
     log: str
     log_format: str
 
@@ -63,9 +66,11 @@ class Call(NamedTuple):
         Raises WrapperError where it cannot be told which word is the command, and one of them is `create` or its like:
         that container would run unguarded, and nobody would know.
         """
-        if self.command not in _READ_A_BUNDLE | _OTHERS and _READ_A_BUNDLE & set(self.rest):
-            raise WrapperError(f"no command of a runtime's: {self.command}")
-        return self.command in _READ_A_BUNDLE
+        known = self.command in _READ_A_BUNDLE | _OTHERS
+        reads = self.command in _READ_A_BUNDLE
+        if not (reads or (known and self.sure)) and _READ_A_BUNDLE & set(self.rest):
+            raise WrapperError(f"no command of a runtime's, or the value of an unknown option: {self.command}")
+        return reads
 
     @property
     def config(self) -> str:
@@ -83,9 +88,11 @@ class Call(NamedTuple):
 def read(args: Sequence[str]) -> Call:
     """Read a runtime's command line."""
     rest = list(args)
-    given = {name: value for _, name, value in _options(rest, _VALUED)}
+    options = list(_options(rest, _VALUED))
+    given = {name: value for _, name, value in options}
+    sure = all("=" in word or name in _VALUED | _FLAGS for word, name, _ in options)
     command = rest.pop(0) if rest else ""
-    return Call(command, rest, given.get("log", ""), given.get("log-format", ""))
+    return Call(command, rest, sure, given.get("log", ""), given.get("log-format", ""))
 
 
 def _options(words: list[str], valued: set[str]) -> Iterator[tuple[str, str, str]]:
