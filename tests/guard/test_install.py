@@ -39,11 +39,14 @@ def test_a_bundle_is_taken_back_whole(tmp_path: Path) -> None:
 
 def test_what_was_changed_in_a_bundle_meanwhile_is_kept(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text('{"ociVersion": "1.0.2",  "linux": {"seccomp": null}}')
+    text = '{"ociVersion": "1.0.2",  "linux": {"seccomp": null}}'
+    config.write_text(text)
     make(install.into_bundle(tmp_path, "/run/g"))
     whole = json.loads(config.read_text())
     config.write_text(json.dumps({**whole, "hostname": "later"}))
     make(install.into_bundle(tmp_path, "/run/other"))
+    assert "/run/other" in config.read_text()
+    assert (tmp_path / "config.json.before-overt-guard").read_text() == text
     make(install.out_of_bundle(tmp_path))
     assert json.loads(config.read_text()) == {
         "ociVersion": "1.0.2", "linux": {"seccomp": None}, "hostname": "later"

@@ -36,8 +36,7 @@ LOG = ("--log", "l", "--log-format", "json")
         (("a-new-one", "x"), "a-new-one", "config.json"),
         (("run", "-bundle", "/b", "x"), "run", "/b/config.json"),
         (("run", "-detach", "-bundle=/b", "x"), "run", "/b/config.json"),
-        (("run", "-d", "id", "sh", "--bundle", "/etc"), "run", "config.json"),
-        (("create", "--bundle", "/b", "--no-pivot", "--", "--bundle"), "create", "/b/config.json"),
+        (("run", "--bundle", "/b", "--no-pivot", "--", "x", "-d"), "run", "/b/config.json"),
         (("create", "--new-flag", "--pid-file", "p", "x"), "create", "config.json"),
         (("create", "--bundle", "/b", "--new", "v", "x"), "create", "/b/config.json"),
     ],
@@ -53,6 +52,8 @@ def test_a_runtimes_command_line_is_read(words: tuple[str, ...], command: str, c
     [
         (("--some-new-option", "value", "create", "x"), "the value of an unknown option: value"),
         (("--some-new-option", "exec", "create", "x"), "the value of an unknown option: exec"),
+        (("run", "-d", "id", "sh", "--bundle", "/etc"), "may say which bundle: --bundle"),
+        (("run", "id", "-bundle=/b"), "may say which bundle: -bundle=/b"),
         (("run", "-b/b", "x"), "may say which bundle: -b/b"),
         (("run", "-db", "/b", "x"), "may say which bundle: -db"),
         (("run", "--bund", "/b", "x"), "may say which bundle: --bund"),

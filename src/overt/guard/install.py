@@ -56,7 +56,8 @@ def into_bundle(bundle: Path, socket: str) -> list[Change]:
     whole = profile.guarded(original, str(path), socket)
     if json.loads(now) == whole:
         return []
-    return needed([Change(before, original, like=path), Change(path, _text(whole))])
+    is_kept = before.exists() and original != now
+    return needed([*([] if is_kept else [Change(before, original, like=path)]), Change(path, _text(whole))])
 
 
 def out_of_bundle(bundle: Path) -> list[Change]:

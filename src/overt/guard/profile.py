@@ -34,7 +34,7 @@ def make(base: dict[str, Any], socket: str) -> dict[str, Any]:
     Refused: a profile that does not name an architecture's 32-bit kinds (libseccomp's filter kills whoever makes a call
     of a kind that it was not told of); one that notifies somebody of other calls, as a container has one listener only.
     """
-    _refuse_nonsense(base)
+    _refuse_nonsense(base, "the profile")
     if not socket.startswith("/"):
         raise ProfileError(f"the socket has to be an absolute path: {socket}")
     other = base.get("listenerPath")
@@ -96,36 +96,36 @@ def _of(whole: dict[str, Any], path: str) -> dict[str, Any]:
         where = f"{path}: linux.seccomp"
     if not isinstance(whole, dict) or not isinstance(whole.get("defaultAction"), str):
         raise ProfileError(f"{where}: not a seccomp profile: no defaultAction")
-    _refuse_nonsense(whole)
+    _refuse_nonsense(whole, where)
     return dict(whole)
 
 
 def _names(rule: dict[str, Any]) -> list[str]:
-    return list(rule.get("names") or ([rule["name"]] if "name" in rule else []))
+    return list(rule.get("names") or ([rule["name"]] if rule.get("name") else []))
 
 
-def _refuse_nonsense(base: dict[str, Any]) -> None:
-    """What the runtime would refuse as well, but in words that name the member."""
+def _refuse_nonsense(base: dict[str, Any], where: str) -> None:
+    """What the runtime would refuse as well, but in words that name the file and the member."""
     for member in ("syscalls", "archMap"):
         rows = base.get(member) or []
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ProfileError(f"{member} is not a list of objects")
+            raise ProfileError(f"{where}: {member} is not a list of objects")
     for row in base.get("archMap") or []:
         if not isinstance(row.get("architecture"), str):
-            raise ProfileError("archMap has a row without an architecture")
+            raise ProfileError(f"{where}: archMap has a row without an architecture")
     lists = [("architectures", base.get("architectures"))]
     lists += [("subArchitectures", row.get("subArchitectures")) for row in base.get("archMap") or []]
     lists += [("names", rule.get("names")) for rule in base.get("syscalls") or []]
     for member, names in lists:
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ProfileError(f"{member} is not a list of names")
-    if not all(isinstance(rule.get("name", ""), str) for rule in base.get("syscalls") or []):
-        raise ProfileError("a rule's name is not a name")
+            raise ProfileError(f"{where}: {member} is not a list of names")
+    if not all(isinstance(rule.get("name"), str | None) for rule in base.get("syscalls") or []):
+        raise ProfileError(f"{where}: a rule's name is not a name")
     for member in ("includes", "excludes"):
         if not all(isinstance(rule.get(member), dict | None) for rule in base.get("syscalls") or []):
-            raise ProfileError(f"a rule's {member} is not an object")
-    if not isinstance(base.get("listenerPath", ""), str):
-        raise ProfileError("listenerPath is not a path")
+            raise ProfileError(f"{where}: a rule's {member} is not an object")
+    if not isinstance(base.get("listenerPath"), str | None):
+        raise ProfileError(f"{where}: listenerPath is not a path")
 
 
 def _refuse_lesser(base: dict[str, Any]) -> None:

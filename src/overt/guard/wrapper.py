@@ -82,6 +82,9 @@ class Call(NamedTuple):
             if not known and (_may_name_one(word) or ("=" not in word and any(map(_may_name_one, rest)))):
                 raise WrapperError(f"not an option that is known, and it may say which bundle: {word}")
             given[_BUNDLE[0] if name in _BUNDLE else _CONFIG[0] if name in _CONFIG else name] = value
+        late = [word for word in rest if _may_name_one(word)]
+        if late:  # runc takes it as an option, crun does not
+            raise WrapperError(f"after the container's name, and it may say which bundle: {late[0]}")
         return os.path.join(given.get(_BUNDLE[0], ""), given.get(_CONFIG[0]) or "config.json")
 
 
