@@ -58,13 +58,18 @@ def test_help_lists_every_subcommand_and_imports_none() -> None:
         ([], "overt: Missing command"),
         (["--colour"], "overt: No such option"),
         (["sync"], "overt: No such command 'sync'"),
+        (["guard"], "overt guard: Missing command"),
+        (["lab"], "overt lab: Missing command"),
+        (["prove", "x"], "overt prove: Invalid value for 'DESIGN': 'x' is not one of"),
+        (["prove", "overt", "U99"], "overt prove: Invalid value for 'USE-CASE': 'U99' is not one of"),
+        (["judge", "--only", "U99"], "overt judge: there is no scenario 'U99': --list shows them (see"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_status_2(args: list[str], complaint: str) -> None:
     done = overt_command(*args)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(complaint)
-    assert done.stderr.endswith("(see 'overt --help')\n")
+    assert done.stderr.endswith(f"(see '{complaint.partition(':')[0]} --help')\n")
     assert done.stderr.count("\n") == 1
 
 

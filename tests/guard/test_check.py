@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from tests.containers import engine as place
 
-from .ground import RUNTIMES, SOURCE, Guard, why_not
+from .ground import RUNTIMES, SOURCE, Guard, wait_until, why_not
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(110)]
 
@@ -24,15 +25,19 @@ class Checker:
         self.prefix = ["nsenter", "-t", str(holder), "-m"]
         self.socket = socket
 
-    def check(self, engine: str, **environment: str) -> tuple[int, dict[str, Any]]:
-        """Its exit status, and its report."""
+    def start(self, engine: str, **environment: str) -> "subprocess.Popen[str]":
         words = [*self.prefix, sys.executable, "-m", "overt", "guard", "check", engine, "--json"]
-        done = subprocess.run(
-            [*words, "--socket", str(self.socket)], capture_output=True, text=True, timeout=90, check=False,
+        return subprocess.Popen(
+            [*words, "--socket", str(self.socket)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
         )  # fmt: skip
-        assert done.stderr == ""
-        report = json.loads(done.stdout)
+
+    def check(self, engine: str, **environment: str) -> tuple[int, dict[str, Any]]:
+        """Its exit status, and its report."""
+        with self.start(engine, **environment) as done:
+            out, err = done.communicate(timeout=90)
+        assert err == ""
+        report = json.loads(out)
         assert done.returncode == (0 if report["protected"] else 1)
         return done.returncode, report
 
@@ -88,13 +93,35 @@ def test_where_no_disk_can_be_made_to_fail_it_says_that_this_was_not_tried(guard
     assert "no disk of the lab's" in report["steps"][-1]["why"]
 
 
-def test_a_runtime_that_fails_is_quoted(guarded: Checker, tmp_path: Path) -> None:
-    runc = tmp_path / "runc"
-    runc.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
+def runtime(directory: Path, script: str) -> dict[str, str]:
+    """The environment in which this is runc."""
+    runc = directory / "runc"
+    runc.write_text(f"#!/bin/sh\n{script}\n")
     runc.chmod(0o755)
-    status, report = guarded.check("runc", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert status == 1
-    assert failed(report)["why"] == "out of order"
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def test_of_a_container_that_does_not_start_nothing_is_known_and_the_runtime_is_quoted(
+    guarded: Checker, tmp_path: Path
+) -> None:
+    status, report = guarded.check("runc", **runtime(tmp_path, "echo out of order >&2; exit 3"))
+    assert (status, report["protected"]) == (1, None)
+    assert report["steps"][-1] == {"name": "a container starts", "ok": None, "why": "out of order"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_check_that_is_ended_leaves_nothing(guarded: Checker, tmp_path: Path, number: int) -> None:
+    started, temporary = tmp_path / "started", tmp_path / "temporary"
+    temporary.mkdir()
+    script = f'case "$*" in *" run "*) touch {started}; exec sleep 60;; *" delete "*) touch {tmp_path}/deleted;; esac'
+    with guarded.start("runc", TMPDIR=str(temporary), **runtime(tmp_path, script)) as check:
+        wait_until(started.exists, "the container is being started")
+        check.send_signal(number)
+        check.communicate(timeout=30)
+        assert check.returncode == (130 if number == signal.SIGINT else 128 + number)
+    assert (tmp_path / "deleted").exists()
+    assert os.listdir(temporary) == []
+    assert "overt-check" not in Path(f"/proc/{guarded.prefix[2]}/mountinfo").read_text()
 
 
 def test_podman_is_protected_when_the_guard_is_installed_into_it_and_not_before(

@@ -4,21 +4,16 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack_into
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from overt.guard import container, descriptions, engines, install, profile, table
-from overt.guard.change import Change
+from overt.guard import container, descriptions, profile, table
 from overt.guard.descriptions import Held
 from overt.guard.slots import Slots
 from overt.guard.store import Keeper, Store
@@ -207,6 +202,13 @@ def test_a_bundle_without_a_profile_gets_one_that_filters_nothing_else(tmp_path:
         ({"archMap": [{"architecture": "SCMP_ARCH_AARCH64"}]}, "SCMP_ARCH_ARM would be killed"),
         ({"listenerPath": "/other"}, "another agent: /other"),
         ({"syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}, "notifies other calls: mount"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "its defaultAction is SCMP_ACT_NOTIFY"),
+        ({"syscalls": [5]}, "syscalls is not a list of objects"),
+        ({"syscalls": [{"names": 5}]}, "names is not a list of names"),
+        ({"syscalls": [{"name": {}}]}, "a rule's name is not a name"),
+        ({"architectures": 7}, "architectures is not a list of names"),
+        ({"archMap": [{}]}, "a row without an architecture"),
+        ({"archMap": {}, "listenerPath": 5}, "listenerPath is not a path"),
     ],
 )
 def test_a_profile_that_would_do_harm_is_refused_with_the_reason(change: dict[str, Any], why: str) -> None:
@@ -221,241 +223,3 @@ def test_a_relative_socket_and_a_file_that_is_no_profile_are_refused(tmp_path: P
         (tmp_path / "file").write_text(text)
         with pytest.raises(profile.ProfileError, match="not a seccomp profile"):
             profile.load(str(tmp_path / "file"))
-
-
-# Installing
-
-
-def test_a_bundle_is_taken_back_whole(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text('{"ociVersion": "1.0.2",  "linux": {}}')
-    changes = install.into_bundle(tmp_path, "/run/g")
-    assert config.read_text().count("seccomp") == 0  # nothing is done yet
-    for change in changes:
-        change.make()
-    assert json.loads(config.read_text())["linux"]["seccomp"]["listenerPath"] == "/run/g"
-    assert install.into_bundle(tmp_path, "/run/g") == []
-    for change in install.out_of_bundle(tmp_path):
-        change.make()
-    assert os.listdir(tmp_path) == ["config.json"]
-    assert config.read_text() == '{"ociVersion": "1.0.2",  "linux": {}}'
-    with pytest.raises(FileNotFoundError):
-        install.out_of_bundle(tmp_path)
-
-
-def test_podmans_profile_is_made_from_the_one_in_use_and_taken_back_whole(tmp_path: Path) -> None:
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps({**profile.MINIMAL, "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]}))
-    (tmp_path / "containers.conf").write_text(f'[containers]\nseccomp_profile = "{own}"\n')
-    for _ in range(2):  # the second time it is made from the same one, not from ours
-        for change in install.into_podman(tmp_path, "/run/g"):
-            change.make()
-    made = json.loads((tmp_path / "overt-guard.json").read_text())
-    assert [rules(made, name) for name in ("mount", "syncfs")] == [["SCMP_ACT_ERRNO"], ["SCMP_ACT_NOTIFY"]]
-    for change in install.out_of_podman(tmp_path):
-        change.make()
-    assert sorted(os.listdir(tmp_path)) == ["containers.conf", "containers.conf.d", "own.json"]
-    assert install.out_of_podman(tmp_path) == []
-
-
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2", "linux": {}}')
-    words = ["guard", "install", "bundle", str(tmp_path), "--dry-run", "--socket", "/run/g"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "overt", *words], capture_output=True, text=True, timeout=30, check=True, env=environment
-    )
-    assert done.stdout.count("would write") == 2
-    assert os.listdir(tmp_path) == ["config.json"]
-
-
-# Docker and containerd
-
-
-@pytest.fixture
-def wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[engines.Wrapped]:
-    """With programs of these names on the PATH."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name in (engines.PROGRAM, "runc", "crun"):
-        (programs / name).write_text("#!/bin/sh\n")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs))
-    yield engines.Wrapped("/run/g", None)
-
-
-def files_of(directory: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in directory.iterdir() if path.is_file()}
-
-
-def make(changes: list[Change]) -> None:
-    for change in changes:
-        change.make()
-
-
-@pytest.mark.parametrize("default", [False, True])
-@pytest.mark.parametrize(
-    "text",
-    [
-        None, "{}", '{ "log-level":"warn" }', '{"runtimes": {"x": {"path": "crun"}},\n"default-runtime": "x"}',
-        '{"runtimes": {}}',
-    ],
-)  # fmt: skip
-def test_dockers_configuration_is_taken_back_whole(
-    tmp_path: Path, wrapper: engines.Wrapped, text: str | None, default: bool
-) -> None:
-    path = tmp_path / "daemon.json"
-    if text is not None:
-        path.write_text(text)
-    for each in (not default, default):  # the second time it is made from the original
-        make(engines.into_docker(tmp_path, wrapper, default=each))
-    assert engines.into_docker(tmp_path, wrapper, default=default) == []
-    made, was = json.loads(path.read_text()), json.loads(text or "{}")
-    ours = made["runtimes"].pop("overt")
-    assert ours["path"].endswith("/overt-runc")
-    assert ours["runtimeArgs"][-1] == str(tmp_path / "programs" / ("crun" if "crun" in str(text) else "runc"))
-    assert made.get("default-runtime") == ("overt" if default else was.get("default-runtime"))
-    make(engines.out_of_docker(tmp_path))
-    assert files_of(tmp_path) == ({} if text is None else {"daemon.json": text})
-    assert engines.out_of_docker(tmp_path) == []
-
-
-def test_what_was_changed_in_dockers_configuration_meanwhile_is_kept(tmp_path: Path, wrapper: engines.Wrapped) -> None:
-    path = tmp_path / "daemon.json"
-    path.write_text('{"default-runtime": "crun", "runtimes": {"crun": {"path": "crun"}}}')
-    make(engines.into_docker(tmp_path, wrapper, default=True))
-    whole = json.loads(path.read_text())
-    assert whole["runtimes"]["overt"]["runtimeArgs"][-1].endswith("/crun")  # what was the default
-    path.write_text(json.dumps({**whole, "debug": True}))
-    make(engines.out_of_docker(tmp_path))
-    assert files_of(tmp_path).keys() == {"daemon.json"}
-    assert json.loads(path.read_text()) == {
-        "default-runtime": "crun", "runtimes": {"crun": {"path": "crun"}}, "debug": True
-    }  # fmt: skip
-
-
-SETTINGS = st.dictionaries(
-    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("runtimes", "default-runtime")), st.text(max_size=5),
-    max_size=3,
-)  # fmt: skip
-RUNTIMES = st.none() | st.dictionaries(st.sampled_from(["runc", "crun", "x"]), st.just({"path": "crun"}), max_size=2)
-
-
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    SETTINGS, RUNTIMES, st.none() | st.sampled_from(["runc", "x"]), st.booleans(), st.sampled_from([None, 3]), SETTINGS
-)
-def test_whatever_is_in_dockers_configuration_is_there_after_uninstalling(
-    wrapper: engines.Wrapped, whole: dict[str, Any], runtimes: dict[str, Any] | None, used: str | None, default: bool,
-    indent: int | None, later: dict[str, str],
-) -> None:  # fmt: skip
-    whole = {**whole, **({} if runtimes is None else {"runtimes": runtimes})}
-    whole |= {} if used is None else {"default-runtime": used}
-    with tempfile.TemporaryDirectory() as name:
-        directory, path = Path(name), Path(name, "daemon.json")
-        path.write_text(json.dumps(whole, indent=indent))
-        before = path.read_text()
-        make(engines.into_docker(directory, wrapper, default=default))
-        make(engines.out_of_docker(directory))
-        assert files_of(directory) == {"daemon.json": before}
-        make(engines.into_docker(directory, wrapper, default=default))
-        path.write_text(json.dumps({**json.loads(path.read_text()), **later}))  # somebody else, meanwhile
-        make(engines.out_of_docker(directory))
-        assert json.loads(path.read_text()) == {**whole, **later}
-
-
-def test_a_link_to_a_configuration_elsewhere_stays_one(tmp_path: Path, wrapper: engines.Wrapped) -> None:
-    (tmp_path / "elsewhere.json").write_text("{}")
-    (tmp_path / "daemon.json").symlink_to("elsewhere.json")
-    make(engines.into_docker(tmp_path, wrapper, default=False))
-    assert "overt" in (tmp_path / "elsewhere.json").read_text()
-    make(engines.out_of_docker(tmp_path))
-    assert os.readlink(tmp_path / "daemon.json") == "elsewhere.json"
-    assert (tmp_path / "elsewhere.json").read_text() == "{}"
-
-
-V2 = """version = 2
-# a comment
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-  pod_annotations = ["a.*"]
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-    SystemdCgroup = true
-    BinaryName = "crun"
-"""
-V3 = """version = 3
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-  runtime_type = 'io.containerd.runc.v2'
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-    SystemdCgroup = true
-    BinaryName = "crun"
-# no newline"""
-
-
-@pytest.mark.parametrize(
-    ("text", "plugin"),
-    [
-        (None, "io.containerd.grpc.v1.cri"), ("version = 2", "io.containerd.grpc.v1.cri"),
-        (V2, "io.containerd.grpc.v1.cri"), (V3, "io.containerd.cri.v1.runtime"),
-    ],
-)  # fmt: skip
-def test_containerds_configuration_is_added_to_and_taken_back_whole(
-    tmp_path: Path, wrapper: engines.Wrapped, text: str | None, plugin: str
-) -> None:
-    path = tmp_path / "config.toml"
-    if text is not None:
-        path.write_text(text)
-    for _ in range(2):
-        make(engines.into_containerd(tmp_path, wrapper))
-    assert engines.into_containerd(tmp_path, wrapper) == []
-    assert path.read_text().startswith(text or "")
-    runtimes = tomllib.loads(path.read_text())["plugins"][plugin]["containerd"]["runtimes"]
-    assert runtimes["runc"]["runtime_type"] == "io.containerd.runc.v2"
-    script = tmp_path / "overt-runc"
-    expected = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": str(script)}}
-    if text in (V2, V3):
-        expected = {**runtimes["runc"], "options": {"SystemdCgroup": True, "BinaryName": str(script)}}
-    assert runtimes["overt"] == expected
-    runtime = "crun" if text in (V2, V3) else "runc"
-    assert f"--guard-socket /run/g --guard-runtime {tmp_path}/programs/{runtime} " in script.read_text()
-    assert os.access(script, os.X_OK)
-    make(engines.out_of_containerd(tmp_path))
-    assert files_of(tmp_path) == ({} if text is None else {"config.toml": text})
-    assert engines.out_of_containerd(tmp_path) == []
-
-
-def test_what_was_added_to_containerds_configuration_meanwhile_is_kept(
-    tmp_path: Path, wrapper: engines.Wrapped
-) -> None:
-    make(engines.into_containerd(tmp_path, wrapper))
-    path = tmp_path / "config.toml"
-    path.write_text(path.read_text() + "[debug]\nlevel = 'info'\n")
-    assert engines.into_containerd(tmp_path, wrapper._replace(socket="/run/other"))
-    make(engines.out_of_containerd(tmp_path))
-    assert files_of(tmp_path) == {"config.toml": "version = 2\n[debug]\nlevel = 'info'\n"}
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "version 1 is not known"),
-        ("no", "config.toml"),
-        ("version = 2\nplugins = {}", "config.toml"),
-        ('version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.overt]', "not ours"),
-        (V2.replace("runc.v2", "runc.v1"), "runtime_type is io.containerd.runc.v1"),
-    ],
-)
-def test_a_configuration_that_cannot_be_added_to_is_refused(
-    tmp_path: Path, wrapper: engines.Wrapped, text: str, why: str
-) -> None:
-    (tmp_path / "config.toml").write_text(text)
-    with pytest.raises(engines.InstallError, match=why):
-        engines.into_containerd(tmp_path, wrapper)
-    (tmp_path / "daemon.json").write_text("[]")
-    with pytest.raises(engines.InstallError, match=r"daemon\.json: not an object"):
-        engines.into_docker(tmp_path, wrapper, default=False)
-
-
-def test_a_runtime_that_is_not_installed_is_named(tmp_path: Path, wrapper: engines.Wrapped) -> None:
-    with pytest.raises(engines.InstallError, match="not on the PATH: youki"):
-        engines.into_docker(tmp_path, wrapper._replace(runtime="youki"), default=False)

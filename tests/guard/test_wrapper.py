@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,17 +32,43 @@ LOG = ("--log", "l", "--log-format", "json")
         (("--cgroup-manager", "cgroupfs", "create", "-b=/b", "-f", "other.json", "x"), "create", "/b/other.json"),
         (("restore", "--image-path", "i", "--bundle", "/b", "x"), "restore", "/b/config.json"),
         (("exec", "--process", "create", "x"), "exec", "config.json"),
+        (("--debug", "--log-level", "run", "exec", "x", "run"), "exec", "config.json"),
         (("a-new-one", "x"), "a-new-one", "config.json"),
+        (("run", "-bundle", "/b", "x"), "run", "/b/config.json"),
+        (("run", "-detach", "-bundle=/b", "x"), "run", "/b/config.json"),
+        (("run", "--bundle", "/b", "--no-pivot", "--", "x", "-d"), "run", "/b/config.json"),
+        (("create", "--new-flag", "--pid-file", "p", "x"), "create", "config.json"),
+        (("create", "--bundle", "/b", "--new", "v", "x"), "create", "/b/config.json"),
     ],
 )  # fmt: skip
 def test_a_runtimes_command_line_is_read(words: tuple[str, ...], command: str, config: str) -> None:
     call = wrapper.read(words)
     assert (call.command, call.config) == (command, config)
+    assert call.reads_a_bundle == (command in ("create", "run", "restore"))
 
 
-def test_where_the_command_cannot_be_told_it_is_refused() -> None:
-    with pytest.raises(wrapper.WrapperError, match="no command of a runtime's: value"):
-        wrapper.read(("--some-new-option", "value", "create", "x"))
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--some-new-option", "value", "create", "x"), "the value of an unknown option: value"),
+        (("--some-new-option", "exec", "create", "x"), "the value of an unknown option: exec"),
+        (("run", "-d", "id", "sh", "--bundle", "/etc"), "may say which bundle: --bundle"),
+        (("run", "id", "-bundle=/b"), "may say which bundle: -bundle=/b"),
+        (("run", "-b/b", "x"), "may say which bundle: -b/b"),
+        (("run", "-db", "/b", "x"), "may say which bundle: -db"),
+        (("run", "--bund", "/b", "x"), "may say which bundle: --bund"),
+        (("run", "--conf=c", "x"), "may say which bundle: --conf=c"),
+        (("run", "-fother.json", "x"), "may say which bundle: -fother.json"),
+        (("run", "--new", "value", "--bundle", "/b", "x"), "may say which bundle: --new"),
+    ],
+)
+def test_where_the_bundle_cannot_be_told_it_is_refused(tmp_path: Path, words: tuple[str, ...], why: str) -> None:
+    (tmp_path / "config.json").write_text('{"ociVersion": "1", "linux": {}}')
+    done = call(tmp_path, *LOG, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert why in done.stderr
+    assert why in json.loads((tmp_path / "l").read_text())["msg"]
+    assert "seccomp" not in (tmp_path / "config.json").read_text()
 
 
 def call(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -87,10 +115,16 @@ def test_other_commands_leave_the_bundle_alone(tmp_path: Path) -> None:
         ("no", "not a seccomp profile"),
         ({"architectures": ["SCMP_ARCH_X86_64"]}, "SCMP_ARCH_X86, SCMP_ARCH_X32 would be killed"),
         ({"listenerPath": "/other"}, "its calls are notified to another agent: /other"),
+        ({"syscalls": [5]}, "syscalls is not a list of objects"),
+        ("[" * 100000, "nested too deeply"),
+        ('{"ociVersion": "1"}', "no `linux`"),
+        (os.mkfifo, "not an ordinary file: config.json"),
     ],
 )
 def test_a_container_that_cannot_be_guarded_is_not_started(tmp_path: Path, config: object, why: str) -> None:
-    if config is not None:
+    if config is os.mkfifo:
+        os.mkfifo(tmp_path / "config.json")
+    elif config is not None:
         seccomp = {**profile.MINIMAL, **config} if isinstance(config, dict) else None
         text = json.dumps({"ociVersion": "1", "linux": {"seccomp": seccomp}}) if seccomp else str(config)
         (tmp_path / "config.json").write_text(text)
@@ -101,6 +135,40 @@ def test_a_container_that_cannot_be_guarded_is_not_started(tmp_path: Path, confi
     assert why in json.loads(line)["msg"] and json.loads(line)["level"] == "error"
     call(tmp_path, "--log", "l", "create", "x")
     assert "level=error msg=" in (tmp_path / "l").read_text().splitlines()[1]
+
+
+def test_a_bundle_is_guarded_by_many_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"ociVersion": "1", "linux": {"seccomp": null}}')
+    change = wrapper.guard(str(tmp_path / "config.json"), "/run/g")
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda _: change.make(), range(200)))
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("given", [None, "C"])
+def test_the_runtime_starts_as_if_there_were_no_wrapper(tmp_path: Path, given: str | None) -> None:
+    """Python ignores two signals, and sets LC_CTYPE in the C locale."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= {"PYTHONPATH": str(SOURCE)} | ({"LC_CTYPE": given} if given else {})
+    words = [sys.executable, "-c", "from overt.guard.wrapper import main; main()", "--guard-runtime", "sh"]
+    done = subprocess.run(
+        [*words, "-c", 'grep SigIgn /proc/$$/status; echo "${LC_CTYPE-none}"'],
+        capture_output=True, text=True, timeout=30, check=True, env=environment,
+    )  # fmt: skip
+    (_, ignored), (kind,) = (line.split() for line in done.stdout.splitlines())
+    assert not int(ignored, 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+    assert kind == (given or "none")
+
+
+def test_a_runtime_that_cannot_be_started_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runc").touch(mode=0o644)
+    words = [sys.executable, "-c", "from overt.guard.wrapper import main; main()", "--guard-runtime"]
+    done = subprocess.run(
+        [*words, str(tmp_path / "runc"), "state", "x"],
+        capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path}/runc: Permission denied" in done.stderr
 
 
 def test_a_runtime_that_is_not_there_is_named(tmp_path: Path) -> None:

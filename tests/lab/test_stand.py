@@ -105,6 +105,17 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     assert lab("fail", "--errno", "ENOTHING", str(tmp_path)).returncode == 2
 
 
+def test_a_relative_path_is_of_the_working_directory(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = lab("up", "--size", "32", "disk", directory=tmp_path)
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert status(place)["directory"] == str(place)
+    finally:
+        lab("down", str(place))
+
+
 SYNCER = """
 import os
 fd = os.open("file", os.O_RDWR | os.O_CREAT)

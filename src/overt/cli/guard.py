@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -30,7 +31,7 @@ _DIRECTORY = click.option(
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def command() -> None:
     """Answer syncfs(2) truthfully for stock containers on the kernel's own overlayfs.
 
@@ -63,8 +64,12 @@ def run(socket_path: str | None, ready_fd: int | None, blame: str, *, foreground
     supervisor.prepare()
     guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame, handed=activation.sockets())
     if ready_fd is not None:
-        os.write(ready_fd, b"\n")
-        os.close(ready_fd)
+        try:
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
+        except OSError as error:
+            guard.close()
+            raise click.ClickException(f"--ready-fd {ready_fd}: {error.strerror}") from None
     notify_systemd("READY=1")
     guard.run()
 
@@ -183,6 +188,11 @@ def install(
     from overt.guard import engines
     from overt.guard import install as files
 
+    if runtime is not None and engine not in ("docker", "containerd"):
+        raise click.UsageError(f"--runtime is for docker and containerd, not for {engine}")
+    if default and engine != "docker":
+        raise click.UsageError(f"--default is for docker, not for {engine}")
+    _refuse_what_is_not_for(engine, bundle, directory)
     place = directory or Path(_ENGINES[engine])
     socket = str(_path(socket_path))
     wrapped = engines.Wrapped(socket, runtime)
@@ -206,6 +216,7 @@ def uninstall(engine: str, bundle: Path | None, directory: Path | None, *, dry_r
     from overt.guard import engines
     from overt.guard import install as files
 
+    _refuse_what_is_not_for(engine, bundle, directory)
     place = directory or Path(_ENGINES[engine])
     if engine == "podman":
         _make(lambda: files.out_of_podman(place), dry_run)
@@ -230,18 +241,25 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
 
     ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into.
 
-    Exit status 0: it is protected; 1: it is not, or that could not be found out.
+    Exit status 0: it is protected; 1: it is not, or that could not be found out (the container did not start).
     """
     from overt.guard import check as checks
     from overt.guard import runners
+    from overt.guard.engines import InstallError
 
-    engine = engine or runners.installed()
+    try:
+        engine = engine or runners.installed()
+    except InstallError as error:
+        raise click.ClickException(f"{error} (name the engine to check)") from None
     if engine is None:
         raise click.ClickException(f"none of {', '.join(runners.ENGINES)} is installed")
     if engine not in runners.ENGINES:
         raise click.UsageError(f"no engine {engine!r}: there are {', '.join(runners.ENGINES)}")
     if os.geteuid() != 0:
         raise click.ClickException("a check mounts an overlay and makes a disk: it needs root")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup(1)
+            signal.signal(number, _end)
     report = checks.check(engine, _path(socket_path), runtime)
     if as_json:
         steps = [step._asdict() for step in report.steps]
@@ -249,8 +267,23 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
     else:
         for step in report.steps:
             click.echo(f"{ {True: 'yes', False: 'NO', None: '?'}[step.ok]:4}{step.name}: {step.why}")
-        click.echo(f"{engine}: {'protected' if report.protected else 'NOT PROTECTED'}")
+        found = {True: "protected", False: "NOT PROTECTED", None: "could not be found out"}[report.protected]
+        click.echo(f"{engine}: {found}")
     return 0 if report.protected else 1
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Let what was made be taken away, as after Ctrl-C, and undisturbed."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _refuse_what_is_not_for(engine: str, bundle: Path | None, directory: Path | None) -> None:
+    if bundle is not None and engine != "bundle":
+        raise click.UsageError(f"{engine} takes no directory of a bundle (--directory names its configuration's)")
+    if directory is not None and engine == "bundle":
+        raise click.UsageError("--directory is not for bundle, whose directory is an argument")
 
 
 def _given(bundle: Path | None) -> Path:
@@ -269,11 +302,11 @@ def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "")
     except (InstallError, ProfileError) as error:
         raise click.ClickException(str(error)) from None
     for change in changes:
-        click.echo(f"{'would ' if dry_run else ''}{change}")
         if dry_run:
-            click.echo(change.diff())
+            click.echo(f"would {change}\n{change.diff()}")
         else:
-            change.make()
+            change.make(durable=True)
+            click.echo(change)
     if not changes:
         click.echo("nothing to do")
     elif then and not dry_run:

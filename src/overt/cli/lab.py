@@ -50,7 +50,7 @@ _marker = click.option("--marker", metavar="TEXT", help="Tells data from metadat
 _skip = click.option("--skip", type=click.IntRange(0), default=0, help="So many of them go well first.")
 
 
-@click.group("lab")
+@click.group("lab", no_args_is_help=False)
 def command() -> None:
     """A directory on a disk that fails on demand, for your own programs."""
 

@@ -75,6 +75,10 @@ def run(args: Sequence[str]) -> int:
             status = end.exit_code
         sys.stdout.flush()
     except click.UsageError as error:
+        if isinstance(error, click.BadParameter) and isinstance(error.param, click.Argument) and not error.param_hint:
+            # click says the argument as it is in the usage, brackets and all.
+            name = error.param.metavar or str(error.param.name).upper()
+            error.param_hint = f"'{name.strip('[].- ')}'"
         path = error.ctx.command_path if error.ctx else "overt"
         complain(path, f"{error.format_message()} (see '{path} --help')")
         return error.exit_code

@@ -26,6 +26,7 @@ _SIZE = 64 << 20
 _PATIENCE = 10.0
 """seconds for the guard to take the container, and for the overlay to be let go"""
 _TOLD = "Input/output error"
+_ANSWERED = "syncfs is answered"
 
 
 class Step(NamedTuple):
@@ -44,9 +45,11 @@ class Report(NamedTuple):
     steps: list[Step]
 
     @property
-    def protected(self) -> bool:
-        """No step has failed, and the container was seen to ask."""
-        return all(step.ok is not False for step in self.steps)
+    def protected(self) -> bool | None:
+        """No step has failed, and the container was seen to ask; None: there was no container, so nobody knows."""
+        if any(step.ok is False for step in self.steps):
+            return False
+        return True if any(step.name == _ANSWERED for step in self.steps) else None
 
 
 def check(engine: str, socket: Path, runtime: str | None) -> Report:
@@ -93,7 +96,7 @@ def _in_container(
     try:
         runner.start()
     except RunnerError as error:
-        yield name, False, str(error)
+        yield name, None, str(error)
         return
     yield name, True, runner.what
     name = "the guard has its listener"
@@ -105,7 +108,7 @@ def _in_container(
         return
     yield name, True, "for its overlay"
     status, said = runner.sync()
-    yield "syncfs is answered", status == 0, said or "0, as nothing was lost"
+    yield _ANSWERED, status == 0, said or "0, as nothing was lost"
     name = "a lost write is told"
     if disk is None:
         yield name, None, why

@@ -32,7 +32,7 @@ def resolve(
     lesser = {row["architecture"]: row.get("subArchitectures") or [] for row in profile["archMap"]}
     rules = [
         {key: rule[key] for key in _OF_A_RULE if rule.get(key) is not None}
-        for rule in profile["syscalls"] if _holds(rule, name, capabilities, release)
+        for rule in profile.get("syscalls") or [] if _holds(rule, name, capabilities, release)
     ]  # fmt: skip
     made = {"defaultAction": profile["defaultAction"], "architectures": [architecture, *lesser.get(architecture, [])]}
     if "defaultErrnoRet" in profile:

@@ -32,13 +32,16 @@ def make(base: dict[str, Any], socket: str) -> dict[str, Any]:
     """`base` with syncfs notified to the agent that listens on `socket` (an absolute path). Raises ProfileError.
 
     Refused: a profile that does not name an architecture's 32-bit kinds (libseccomp's filter kills whoever makes a call
-    of a kind that it was not told of); one that notifies somebody else, as a container has one listener only.
+    of a kind that it was not told of); one that notifies somebody of other calls, as a container has one listener only.
     """
+    _refuse_nonsense(base, "the profile")
     if not socket.startswith("/"):
         raise ProfileError(f"the socket has to be an absolute path: {socket}")
     other = base.get("listenerPath")
     if other and other != socket:
         raise ProfileError(f"its calls are notified to another agent: {other}")
+    if base.get("defaultAction") == NOTIFY:
+        raise ProfileError(f"it notifies other calls: its defaultAction is {NOTIFY}")
     _refuse_lesser(base)
     rules = []
     for rule in base.get("syscalls") or []:
@@ -57,19 +60,72 @@ def load(path: str | None) -> dict[str, Any]:
     """The profile in a file, or MINIMAL; of a whole OCI config.json, its `linux.seccomp`. OSError, ProfileError."""
     if path is None:
         return dict(MINIMAL)
+    return _of(_parse(Path(path).read_bytes(), path), path)
+
+
+def guarded(text: str, path: str, socket: str) -> dict[str, Any]:
+    """An OCI config.json, `text` in the file `path`, with its profile made the agent's. ProfileError."""
+    whole = _parse(text, path)
+    if "ociVersion" not in whole:
+        raise ProfileError(f"{path}: no ociVersion: not a bundle's config.json")
+    made = make(_of(whole, path), socket)
+    return {**whole, "linux": {**whole["linux"], "seccomp": made}}
+
+
+def _parse(text: str | bytes, path: str) -> dict[str, Any]:
     try:
-        base = json.loads(Path(path).read_text())
-        if "ociVersion" in base:
-            base = base["linux"].get("seccomp", MINIMAL)
-        if "defaultAction" not in base:
-            raise ProfileError(f"{path}: no defaultAction: not a seccomp profile")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        whole = json.loads(text)
+    except RecursionError:
+        raise ProfileError(f"{path}: not a seccomp profile: nested too deeply") from None
+    except ValueError as error:
         raise ProfileError(f"{path}: not a seccomp profile: {error}") from None
-    return dict(base)
+    if not isinstance(whole, dict):
+        raise ProfileError(f"{path}: not a seccomp profile: not an object")
+    return whole
+
+
+def _of(whole: dict[str, Any], path: str) -> dict[str, Any]:
+    """The profile that is, or is in, what a file holds."""
+    where = path
+    if "ociVersion" in whole:
+        if not isinstance(whole.get("linux"), dict):
+            raise ProfileError(f"{path}: not a seccomp profile: it has no `linux`, where one would be")
+        whole = whole["linux"].get("seccomp")
+        if whole is None:
+            return dict(MINIMAL)
+        where = f"{path}: linux.seccomp"
+    if not isinstance(whole, dict) or not isinstance(whole.get("defaultAction"), str):
+        raise ProfileError(f"{where}: not a seccomp profile: no defaultAction")
+    _refuse_nonsense(whole, where)
+    return dict(whole)
 
 
 def _names(rule: dict[str, Any]) -> list[str]:
-    return list(rule.get("names") or ([rule["name"]] if "name" in rule else []))
+    return list(rule.get("names") or ([rule["name"]] if rule.get("name") else []))
+
+
+def _refuse_nonsense(base: dict[str, Any], where: str) -> None:
+    """What the runtime would refuse as well, but in words that name the file and the member."""
+    for member in ("syscalls", "archMap"):
+        rows = base.get(member) or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ProfileError(f"{where}: {member} is not a list of objects")
+    for row in base.get("archMap") or []:
+        if not isinstance(row.get("architecture"), str):
+            raise ProfileError(f"{where}: archMap has a row without an architecture")
+    lists = [("architectures", base.get("architectures"))]
+    lists += [("subArchitectures", row.get("subArchitectures")) for row in base.get("archMap") or []]
+    lists += [("names", rule.get("names")) for rule in base.get("syscalls") or []]
+    for member, names in lists:
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ProfileError(f"{where}: {member} is not a list of names")
+    if not all(isinstance(rule.get("name"), str | None) for rule in base.get("syscalls") or []):
+        raise ProfileError(f"{where}: a rule's name is not a name")
+    for member in ("includes", "excludes"):
+        if not all(isinstance(rule.get(member), dict | None) for rule in base.get("syscalls") or []):
+            raise ProfileError(f"{where}: a rule's {member} is not an object")
+    if not isinstance(base.get("listenerPath"), str | None):
+        raise ProfileError(f"{where}: listenerPath is not a path")
 
 
 def _refuse_lesser(base: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +208,17 @@ _PROGRAMS = {"containerd": "ctr"}
 
 
 def installed() -> str | None:
-    """The engine to check where none is named: one that has the guard in its configuration, else one that is here."""
+    """The engine to check where none is named: one that has the guard in its configuration, else one that is here.
+
+    Raises InstallError if docker's cannot be read, and OSError.
+    """
     here = [engine for engine in ENGINES if shutil.which(_PROGRAMS.get(engine, engine))]
-    ours = {
-        "podman": install.PODMAN / install.PROFILE,
-        "docker": engines.DOCKER / engines.BEFORE,
-        "containerd": engines.CONTAINERD / engines.PROGRAM,
+    ours: dict[str, Callable[[], bool]] = {
+        "podman": (install.PODMAN / install.PROFILE).exists,
+        "docker": lambda: engines.is_in_docker(engines.DOCKER),
+        "containerd": (engines.CONTAINERD / engines.PROGRAM).exists,
     }
-    return next((engine for engine in here if engine in ours and ours[engine].exists()), here[0] if here else None)
+    return next((engine for engine in here if engine in ours and ours[engine]()), here[0] if here else None)
 
 
 def make(engine: str, scratch: Path, root: Path, socket: str, runtime: str | None) -> Runner:

@@ -14,10 +14,12 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -87,7 +89,15 @@ class Supervisor:
         handed = handed or {}
         self._ours = [each for each in (path, status_path(path)) if str(each) not in handed]
         self._socket = handed.get(str(path)) or listen(path)
-        self._status = handed.get(str(status_path(path))) or listen(status_path(path))
+        try:
+            self._status = handed.get(str(status_path(path))) or listen(status_path(path))
+        except OSError:
+            if path in self._ours:
+                path.unlink()
+            raise
+        missing = CAPABILITIES - process.capabilities()
+        if missing:
+            events.say("not root", why=f"containers' descriptors or uppers are out of reach without {sorted(missing)}")
         try:
             self.trace = Trace()
         except OSError as error:
@@ -107,10 +117,14 @@ class Supervisor:
                     time.sleep(_PAUSE if self.workers > 3 else 0)
         finally:
             self._bury(_PATIENCE)
-            for path in self._ours:
-                path.unlink(missing_ok=True)
-            if self.trace:
-                self.trace.close()
+            self.close()
+
+    def close(self) -> None:
+        """Remove the sockets that were made, and look no more."""
+        for path in self._ours:
+            path.unlink(missing_ok=True)
+        if self.trace:
+            self.trace.close()
 
     def _signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:
@@ -330,15 +344,39 @@ def ask(path: Path) -> dict[str, object]:
             connection.connect(os.fspath(status_path(path)))
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} (is `overt guard run` running?)", os.fspath(path)) from None
-        data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        try:
+            data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, f"no answer within {_PATIENCE:g} s", os.fspath(path)) from None
     if not data:
         raise OSError(errno.EPIPE, "the guard's worker ended while it was asked", os.fspath(path))
     return dict(json.loads(data))
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening unix socket, mode 0600, in the place of one that nobody listens on any more."""
+    """A listening unix socket, mode 0600, in the place of one that nobody listens on any more.
+
+    OSError: EADDRINUSE where a guard listens already, EEXIST where there is a file that is no socket.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file that is not a socket", str(path))
+    mask = os.umask(0o177)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_way(path)
+        listening.bind(os.fspath(path))
+        listening.listen(512)
+    except OSError as error:  # it does not say of what, and of a path that is too long it has no number
+        listening.close()
+        raise OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), str(path)) from None
+    finally:
+        os.umask(mask)
+    return listening
+
+
+def _make_way(path: Path) -> None:
+    """Remove what is left of a guard that was killed. OSError: EADDRINUSE."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(os.fspath(path))
@@ -347,14 +385,7 @@ def listen(path: Path) -> socket.socket:
         except FileNotFoundError:
             pass
         else:
-            raise OSError(errno.EADDRINUSE, "a guard listens already", os.fspath(path))
-    mask = os.umask(0o177)
-    try:
-        listening.bind(os.fspath(path))
-    finally:
-        os.umask(mask)
-    listening.listen(512)
-    return listening
+            raise OSError(errno.EADDRINUSE, "a guard listens already")
 
 
 def prepare() -> None:

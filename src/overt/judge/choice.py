@@ -19,7 +19,7 @@ def choose(files: Sequence[Path], only: Sequence[str], containers: int | None) -
     found = [one for path in files for one in _from_file(path)] or scenario.built_in()
     for word in only:
         if not any(word in (one.id, one.case) for one in found):
-            raise ValueError(f"there is no scenario {word!r} (see --list)")
+            raise ValueError(f"there is no scenario {word!r}: --list shows them")
     chosen = [one for one in found if not only or {one.id, one.case} & set(only)]
     return [one.with_containers(containers) for one in chosen] if containers else chosen
 

@@ -53,6 +53,7 @@ def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
     with suppress(FileNotFoundError):
         ask(directory, "status")
         raise FileExistsError(errno.EEXIST, "a disk of the lab is here already", directory)
+    directory = os.path.abspath(directory)  # the process has another working directory
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
