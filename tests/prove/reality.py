@@ -94,10 +94,6 @@ class System(ABC):
         """Kill whoever serves the mounts at `targets`, and start anew: nothing is mounted then."""
         raise NotImplementedError
 
-    @abstractmethod
-    def notice(self, targets: list[str]) -> None:
-        """Wait until an error has come to `targets`, whose superblocks are read-only, if it is ever to come."""
-
 
 class Kernel(System):
     def mount(self, options: str, target: str) -> int:
@@ -115,9 +111,6 @@ class Kernel(System):
     def umount(self, target: str) -> int:
         mounts.umount(target)
         return 0
-
-    def notice(self, targets: list[str]) -> None:
-        """It looks when it is asked, and here it is not."""
 
 
 class Overt(System):
@@ -149,16 +142,6 @@ class Overt(System):
             assert told(os.statvfs, target) == errno.ENOTCONN
         self.start()  # which clears dead mounts away
         assert not any(map(os.path.ismount, targets))
-
-    def notice(self, targets: list[str]) -> None:
-        deadline = time.monotonic() + 10
-        while targets:
-            status = self.client.status()
-            (upper,) = status["uppers"]
-            told = upper["errors"][-1]["told"] if upper["errors"] else []
-            struck = {mount["target"] for mount in status["mounts"] if mount["errors"]}
-            targets = [target for target in targets if target in struck and target not in told]
-            assert time.monotonic() < deadline, (targets, status, self.log())
 
     def mount(self, options: str, target: str) -> int:
         try:
@@ -265,7 +248,6 @@ class World:
             return error.errno or -1
         finally:
             self.stage.disk.heal()
-            self._notice()
         return 0
 
     def remount_ro(self, party: int, _: int) -> int:
@@ -273,8 +255,7 @@ class World:
         return self._remount(party, _MS_RDONLY)
 
     def remount_rw(self, party: int, _: int) -> int:
-        """Not while an error is just coming to the cursor: overt may undo it then (docs/findings/prove.md)."""
-        self._notice()
+        """When what the remount to read-only had to do is over."""
         deadline = time.monotonic() + 10
         while not _superblock_is_read_only(self.targets[party]):
             assert time.monotonic() < deadline
@@ -306,12 +287,6 @@ class World:
             os.pwrite(fd, self.stage.page, 0)
             os.close(fd)
         self.stage.lose(code)
-        self._notice()
-
-    def _notice(self) -> None:
-        """Of an error the model has all overlays hear at once."""
-        asleep = [str(self.targets[party]) for party in self.read_only if not self.kinds[party]]
-        self.stage.system.notice(asleep)
 
     def syncfs(self, party: int, fd: int) -> int:
         return told(files.syncfs, self.fds[party, fd])
@@ -366,7 +341,6 @@ class World:
             return self.do(party, verb, fd)
         finally:
             self.stage.disk.heal()
-            self._notice()
 
     def close(self) -> None:
         for fd in self.fds.values():

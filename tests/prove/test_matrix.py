@@ -62,15 +62,15 @@ def test_overt_breaks_no_must(verdicts: dict[str, list[Verdict]]) -> None:
 
 
 SIZES = {
-    "linux-5.10": 511_706,
-    "layton": 1_191_107,
-    "check_error": 1_433_510,
-    "goldstein": 2_161_320,
-    "sticky": 769_424,
-    "mainline": 635_722,
-    "overt": 1_867_243,
-    "overt-untraced": 1_939_641,
-    "guard": 1_433_686,
+    "linux-5.10": 517_340,
+    "layton": 1_213_363,
+    "check_error": 1_530_622,
+    "goldstein": 2_217_672,
+    "sticky": 780_964,
+    "mainline": 644_016,
+    "overt": 1_914_881,
+    "overt-untraced": 2_011_681,
+    "guard": 1_513_666,
 }
 
 

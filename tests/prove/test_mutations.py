@@ -403,19 +403,12 @@ class HoldsForEver(Guard):
 
 
 class NotReached(OvertMount):
-    """Nothing gets to the cursor of a superblock that is read-only."""
-
-    def syncfs_read_only(self, upper, overlay, file):
-        return Answer(self.advance_own(overlay, file))
-
-
-class NotLookedAfter(NotReached):
-    """What is owed at the remount does, and what comes later does not."""
+    """Nothing gets to the cursor of a superblock that becomes read-only."""
 
     def remount(self, upper, overlay, *, read_only):
+        reached, cursor = overlay.reached, overlay.s_wb_err
         answer = super().remount(upper, overlay, read_only=read_only)
-        if read_only and not overlay.volatile:
-            self.carry(upper, overlay)
+        overlay.reached, overlay.s_wb_err = reached, cursor
         return answer
 
 
@@ -423,7 +416,7 @@ AROUND = [
     OneDescriptor, FsyncForEver, NotReopened, KnowsWhatItOpens, FlushesVolatile, FlushesNothing, ForgetsTheAbort,
     AsksTheLower, TakesFromTheHost, SeesTheUnseen, SharesOneLook, SilentUmount, CopiesUnflushed, DirectoriesByItself,
     DirectoriesForgotten, MsyncUnheard, MsyncForEver, HoldsNobody, HoldsForEver,
-    NotReached, NotLookedAfter,
+    NotReached,
 ]  # fmt: skip
 
 

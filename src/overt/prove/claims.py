@@ -277,12 +277,13 @@ CLAIMS: Mapping[int, Claim] = {
     ),
     25: Claim(
         True,
-        "ordinary: a read-only remount hides no error from syncfs",
-        (Rule(READ_ONLY, ordinary(lambda c: waiting(c) or c.file.syncfs.due), told),),
+        "ordinary: a read-only remount hides no error that was there before it from syncfs",
+        (Rule(READ_ONLY, ordinary(lambda c: not c.party.seen.later and (waiting(c) or c.file.syncfs.due)), told),),
         beyond="volatile mounts, which no claim asks about once they are read-only: every syncfs with EIO is what no "
-        "design gives, overt included (rule 8 of the contract, unsolved there). The 10 ms in which an error after the "
-        "remount may not have reached overt's superblock, and an upper that has died, of which each descriptor is told "
-        "once there. Overlay on overlay, special files, O_PATH: there is one layer of overlays here, and a file is one",
+        "design gives, overt included (rule 8 of the contract, unsolved there). An error that comes to the upper by "
+        "others after the remount, of which overt's superblock does not hear either, and an upper that has died, of "
+        "which each descriptor is told once there. Overlay on overlay, special files, O_PATH: there is one layer of "
+        "overlays here, and a file is one",
     ),
 }
 
@@ -333,10 +334,12 @@ def remember(call: Call) -> bool:
             party.seen = Seen()
         case "open" | "open_write":
             file.syncfs.hoping = seen.waiting and not party.volatile and not party.host
+        case "remount_ro" | "remount_rw":
+            seen.later = False
         case "die":
             party.seen = Seen(orphan=seen.orphan or (seen.waiting and not party.volatile))
-        case "syncfs" if party.read_only and not answer.errno:
-            pass  # nobody was asked
+        case "syncfs" if party.read_only and (seen.later or not answer.errno):
+            pass  # nobody was asked, or not of the last error
         case "syncfs":
             _asked(file.syncfs, seen.struck or party.host, answer)
             if answer.errno:
@@ -373,6 +376,7 @@ def strike(party: Party) -> None:
     """An error was recorded on the upper."""
     if party.mounted or party.host:
         party.seen.struck = party.seen.waiting = True
+        party.seen.later = party.read_only
         for file in party.files:
             _struck(file, file.syncfs)
 

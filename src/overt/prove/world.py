@@ -103,6 +103,8 @@ class Seen(Record):
     """one of the errors since the mount was a write of this overlay"""
     orphan: bool = False
     """its server died before somebody was told"""
+    later: bool = False
+    """an error was recorded since its superblock was remounted read-only"""
 
 
 @dataclass(slots=True)

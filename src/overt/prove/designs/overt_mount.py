@@ -14,7 +14,7 @@ class OvertMount(Watching):
 
     name = "overt"
     title = "overt mount"
-    source = "overt/ledger.py; overt/server/syncing.py, overt/server/remounted.py, overt/upper/upper.py"
+    source = "overt/ledger.py; overt/server/syncing.py, overt/server/reopening.py, overt/upper/upper.py"
     served = True
 
     def mount(self, upper: Upper, overlay: Party) -> int:
@@ -49,24 +49,17 @@ class OvertMount(Watching):
             account.propagated(owed)
             overlay.reached = account.reached
 
-    def syncfs_read_only(self, upper: Upper, overlay: Party, file: File) -> Answer:
-        """server/reopening.py: the cursor is set before mount(2) returns; server/remounted.py: and within 10 ms of an
-        error that comes later. Here right before the question, which is answered alike."""
-        if not overlay.volatile:
-            self.look(upper)
-            self.carry(upper, overlay)
-        return super().syncfs_read_only(upper, overlay, file)
-
     def remount(self, upper: Upper, overlay: Party, *, read_only: bool) -> Answer:
         """fuse_reconfigure: as long as it is writable the server is asked to flush, by no syncfs(2), and the answer is
-        dropped."""
+        dropped. But the cursor is set before mount(2) returns (server/reopening.py)."""
         if not read_only:
             return Answer()
         if overlay.volatile:
             self.look(upper)
-        else:
-            self.flush_and_look(upper)
-        return Answer(0, not overlay.volatile)
+            return Answer()
+        self.flush_and_look(upper)
+        self.carry(upper, overlay)
+        return Answer(0, True)
 
     def fsync(self, upper: Upper, overlay: Party, file: File) -> Answer:
         if overlay.volatile:
