@@ -333,14 +333,18 @@ def remember(call: Call) -> bool:
         case "umount":
             party.seen = Seen()
         case "open" | "open_write":
-            file.syncfs.hoping = seen.waiting and not party.volatile and not party.host
+            file.syncfs.hoping = (seen.waiting or seen.unsure) and not party.volatile and not party.host
         case "remount_ro" | "remount_rw":
             seen.later = False
         case "die":
             party.seen = Seen(orphan=seen.orphan or (seen.waiting and not party.volatile))
-        case "syncfs" if party.read_only and (seen.later or not answer.errno):
-            pass  # nobody was asked, or not of the last error
+        case "syncfs" if party.read_only and not answer.errno:
+            pass  # nobody was asked
+        case "syncfs" if party.read_only and seen.later:
+            file.syncfs.due = file.syncfs.again = seen.waiting = False
+            file.syncfs.hoping = seen.unsure = True
         case "syncfs":
+            seen.unsure = False
             _asked(file.syncfs, seen.struck or party.host, answer)
             if answer.errno:
                 seen.waiting = seen.lost = seen.orphan = False
@@ -376,7 +380,7 @@ def strike(party: Party) -> None:
     """An error was recorded on the upper."""
     if party.mounted or party.host:
         party.seen.struck = party.seen.waiting = True
-        party.seen.later = party.read_only
+        party.seen.later, party.seen.unsure = party.read_only, False
         for file in party.files:
             _struck(file, file.syncfs)
 

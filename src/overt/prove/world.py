@@ -105,6 +105,8 @@ class Seen(Record):
     """its server died before somebody was told"""
     later: bool = False
     """an error was recorded since its superblock was remounted read-only"""
+    unsure: bool = False
+    """and somebody was told there, of that one or of one before it"""
 
 
 @dataclass(slots=True)
