@@ -1,6 +1,7 @@
 """Units, as systemd reads them, and sockets that systemd has opened: what runtimes say waits for the guard."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +38,14 @@ def test_systemd_takes_the_units(units: Path) -> None:
     words = ["systemd-analyze", "verify", "--man=no", *paths]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_socket_unit_that_is_restarted_does_not_end_the_guard() -> None:
+    """Nothing that systemd would stop the service by, nor take its sockets' names away."""
+    service, sockets = ((UNITS / f"overt-guard.{kind}").read_text() for kind in ("service", "socket"))
+    assert not re.search("^(Requires|BindsTo|PartOf|Requisite)=", service, re.MULTILINE)
+    assert "\nWants=overt-guard.socket\n" in service
+    assert not re.search("^(RemoveOnStop|FlushPending)=", sockets, re.MULTILINE)
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)
