@@ -99,13 +99,34 @@ def test_who_is_spared_an_error_is_told_of_the_one_before_and_the_one_after() ->
     record(ledger)
     newest = ledger.newest
     assert newest is not None
+    assert (other.count, other.untold) == (2, True)
     other.spare(newest)
+    assert (other.count, other.untold, owner.count, owner.untold) == (1, False, 2, True)
     assert [other.syncfs(old[0]), other.syncfs(old[1]), other.syncfs(other.open())] == [0, EIO, 0]
     assert (owner.syncfs(owner.open()), ledger.told(newest)) == (EIO, ["owner"])
     record(ledger)
     assert [other.syncfs(fd) for fd in old] == [EIO] * 3
     other.spare(newest)  # too late for that one, and of no consequence
     assert other.reached == 3
+
+
+def test_an_overlay_in_which_nobody_was_told_of_the_newest_error_is_known() -> None:
+    account = Ledger().open_account("o")
+    found = [account.untold]
+    for _ in range(2):
+        record(account.ledger)
+        found.append(account.untold)
+        late = account.open()  # settles, and tells nobody
+        found.append(account.untold)
+        account.syncfs(late)
+        found.append(account.untold)
+    assert found == [False, True, True, False, True, True, False]
+    volatile = account.ledger.open_account("v", volatile=True)
+    found = [volatile.untold]
+    record(account.ledger)
+    found.append(volatile.untold)
+    volatile.syncfs(volatile.open())
+    assert [*found, volatile.untold] == [False, True, False]
 
 
 def test_an_error_can_be_marked_as_taken_afterwards() -> None:

@@ -64,7 +64,9 @@ class Description:
 class Account:
     """One overlay's share in the errors of its upper. Made by `Ledger.open_account`."""
 
-    __slots__ = ("before", "cursor", "ledger", "mounted_at", "name", "reached", "spared", "told", "volatile")
+    __slots__ = (
+        "before", "cursor", "ledger", "left_out", "mounted_at", "name", "reached", "spared", "told", "volatile",
+    )  # fmt: skip
 
     def __init__(self, ledger: "Ledger", name: str, *, volatile: bool) -> None:
         self.ledger = ledger
@@ -76,11 +78,20 @@ class Account:
         self.told = 0
         self.spared: list[int] = []
         """numbers of the errors that were others' only, the newest"""
+        self.left_out = 0
+        """how many they were in all"""
 
     @property
     def count(self) -> int:
-        """How many errors of the upper were recorded since this overlay was mounted."""
-        return self.ledger.count - self.mounted_at
+        """How many errors of the upper were recorded since this overlay was mounted, but for those of others only."""
+        return self.ledger.count - self.mounted_at - self.left_out
+
+    @property
+    def untold(self) -> bool:
+        """Whether there is an error of which nobody in this overlay was told yet."""
+        if self.volatile:
+            return bool(self.count) and not self.told
+        return self.owed() is not None or (bool(self.cursor) and not self.cursor & errseq.SEEN)
 
     def errors(self) -> list[UpperError]:
         """Those of them that are kept, oldest first."""
@@ -105,6 +116,7 @@ class Account:
         """Note that the errors owed up to `error` are known to be others' only: nobody in this overlay is told."""
         if error.number > self.reached:
             self.spared = [*self.spared, *range(self.reached + 1, error.number + 1)][-_KEPT:]
+            self.left_out += error.number - self.reached
             self.reached = error.number
 
     def open(self) -> Description:

@@ -1,13 +1,14 @@
 """Units, as systemd reads them, and sockets that systemd has opened: what runtimes say waits for the guard."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,79 @@ def test_systemd_takes_the_units(units: Path) -> None:
     words = ["systemd-analyze", "verify", "--man=no", *paths]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+_MANAGER = """
+set -e
+mount -t cgroup2 none "$1/cgroup"
+mkdir "$1/cgroup/$2"
+echo $$ >"$1/cgroup/$2/cgroup.procs"
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system
+exec >"$1/log" 2>&1
+exec unshare -C sh -c 'umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec systemd --user'
+"""
+"""A user's systemd in namespaces and a cgroup of its own, on a machine that another init has booted, or a systemd."""
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Asks a systemd that has the units, without what needs the machine's; sockets in `tmp_path`/overt."""
+    if os.geteuid() != 0 or shutil.which("systemd") is None:
+        pytest.skip("needs root and systemd")
+    units = tmp_path / "systemd/user"
+    for directory in (tmp_path / "cgroup", tmp_path / "run", units):
+        directory.mkdir(parents=True)
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={SOURCE} exec {sys.executable} -m overt "$@"\n')
+    program.chmod(0o755)
+    kept = re.compile(r"\[|(Type|Exec\w+|Listen\w+|\w*Mode|Requires|Wants|After|Before|BindsTo|PartOf|RemoveOnStop)=")
+    for unit in UNITS.glob("overt-guard.*"):
+        text = unit.read_text().replace("/usr/bin/overt", str(program)).replace("/run/overt", f"{tmp_path}/overt")
+        (units / unit.name).write_text("".join(line for line in text.splitlines(True) if kept.match(line)))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_CONFIG_HOME": str(tmp_path)}
+    name = f"overt-test-{os.getpid()}"
+    manager = subprocess.Popen(["unshare", "-m", "sh", "-c", _MANAGER, "sh", str(tmp_path), name], env=environment)
+
+    def ask(*words: str) -> str:
+        command = ["systemctl", "--user", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False, env=environment)
+        return done.stdout.strip()
+
+    try:
+        wait_until(lambda: ask("show", "-p", "Version") or manager.poll() is not None, "systemd")
+        if manager.poll() is not None:
+            pytest.skip(f"no systemd can be started: {(tmp_path / 'log').read_text()[-300:]}")
+        yield ask
+    finally:
+        if manager.poll() is None:
+            ask("stop", "overt-guard.socket", "overt-guard.service")
+            manager.terminate()
+        manager.wait(30)
+        _remove_cgroup(tmp_path / "cgroup", name)
+
+
+def _remove_cgroup(place: Path, name: str) -> None:
+    script = 'mount -t cgroup2 none "$1" && find "$1/$2" -depth -type d -exec rmdir {} +'
+    subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", str(place), name], check=False, timeout=20)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(100)
+def test_a_socket_unit_that_is_stopped_or_restarted_leaves_the_guard_as_it_is(
+    systemctl: Callable[..., str], tmp_path: Path
+) -> None:
+    path = tmp_path / "overt/guard.sock"
+    systemctl("start", "overt-guard.service")
+    pid = systemctl("show", "-p", "MainPID", "--value", "overt-guard.service")
+    assert systemctl("is-active", "overt-guard.service", "overt-guard.socket") == "active\nactive"
+    for change in ("restart", "stop"):
+        systemctl(change, "overt-guard.socket")
+        assert systemctl("show", "-p", "MainPID", "--value", "overt-guard.service") == pid
+        assert str(supervisor.ask(path)["supervisor"]) == pid and path.exists()
+    systemctl("restart", "overt-guard.service")
+    assert systemctl("is-active", "overt-guard.service", "overt-guard.socket") == "active\nactive"
+    assert str(supervisor.ask(path)["supervisor"]) != pid
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)

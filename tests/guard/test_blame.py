@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from overt.guard import victims
 from overt.guard.container import image, parse
 
-from .ground import EIO, Container, Ground, fail, wait_until
+from .ground import EIO, SOURCE, Container, Ground, fail, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -43,6 +45,18 @@ def test_the_victim_is_told_and_bystanders_are_not(blaming: Ground) -> None:
     errors = blaming.guard.status()["uppers"][0]["errors"]
     assert [[each["path"] for each in error["lost"]] for error in errors] == [["/victim-1"], ["/victim-0"]]
     assert [error["told"] for error in errors] == [1, 1]
+
+
+def test_a_lost_files_name_says_nothing_to_the_terminal(blaming: Ground) -> None:
+    victim = blaming.container()
+    victim.lose("/\x1b[31mred")
+    assert victim.new_syncfs() == EIO
+    assert blaming.guard is not None
+    words = [sys.executable, "-m", "overt", "guard", "status", "--socket", str(blaming.guard.socket)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30, env=environment).stdout
+    assert f"lost: /\\x1b[31mred in {victim.id}" in said
+    assert all(line.isprintable() for line in said.splitlines())
 
 
 def test_the_owner_is_told_whoever_asks_first_and_whatever_dies_meanwhile(blaming: Ground) -> None:

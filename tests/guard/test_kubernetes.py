@@ -66,6 +66,22 @@ def test_the_daemonset_grants_the_capabilities_that_the_guard_keeps() -> None:
     assert container("metrics")["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_nothing_in_the_daemonset_ends_the_guard() -> None:
+    guard, beside = container("guard"), container("metrics")
+    assert "limits" not in guard["resources"] and "memory" in guard["resources"]["requests"]
+    assert not [key for key in guard if key.endswith("Probe")]
+    probe = beside["readinessProbe"]["exec"]["command"]
+    assert probe[-2:] == guard["command"][-2:] == beside["command"][3:5] == ["--socket", "/run/overt/guard.sock"]
+    assert "livenessProbe" not in beside
+
+
+def test_the_daemonsets_pod_may_be_of_its_priority_and_use_the_hosts_directories() -> None:
+    (quota,) = [each for each in objects("overt-guard.yaml") if each["kind"] == "ResourceQuota"]
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert pod()["priorityClassName"] in scope["values"] and scope["scopeName"] == "PriorityClass"
+    assert pod()["securityContext"]["seLinuxOptions"] == {"type": "spc_t"}
+
+
 def test_the_manifests_agree_with_each_other() -> None:
     (runtime_class,) = objects("runtimeclass.yaml")
     by_profile, by_runtime = objects("example.yaml")

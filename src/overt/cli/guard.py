@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from overt.cli.serve import notify_systemd
+from overt.printable import printable
 
 if TYPE_CHECKING:
     from overt.guard.change import Change
@@ -90,11 +91,11 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
         f"{len(state['containers'])} listeners, {state['answered']} calls answered"
     )
     for each in state["containers"]:
-        click.echo(f"  {each['id']}  pid {each['pid']}, {each['overlays']} overlays, {each['calls']} calls")
+        click.echo(f"  {printable(each['id'])}  pid {each['pid']}, {each['overlays']} overlays, {each['calls']} calls")
     for overlay in state["overlays"]:
         trouble = f"  errors {overlay['errors']}, told {overlay['told']}, owed to {overlay['owed']}"
         click.echo(
-            f"  {overlay['upperdir']}{trouble if overlay['errors'] else ''}"
+            f"  {printable(overlay['upperdir'])}{trouble if overlay['errors'] else ''}"
             f"{'' if overlay['guarded'] else '  NOT GUARDED'}"
         )
     for upper in state["uppers"]:
@@ -107,7 +108,8 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
             click.echo(f"    {what}, {when}, by {error['source']}{taken}; told in {error['told']} overlays")
             for each in error["lost"]:
                 where = f"{each['container']} ({each['image']})" if each["image"] else each["container"]
-                click.echo(f"      {'lost' if each['certain'] else 'perhaps lost'}: {each['path']} in {where}")
+                what = f"{'lost' if each['certain'] else 'perhaps lost'}: {each['path']} in {where}"
+                click.echo(f"      {printable(what)}")
 
 
 @command.command()
@@ -120,13 +122,15 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
 def metrics(socket_path: str | None, listen: str | None, textfile: Path | None) -> None:
     """Tell Prometheus what the guard does: errors, calls and how long they took, containers.
 
-    Without an option, print that once.
+    Without an option, print that once; a guard that does not answer is a metric, overt_guard_up 0, and no failure.
     """
     try:
         from overt.guard import exporter
     except ModuleNotFoundError as error:
         raise click.ClickException(f"not installed: {error.name} (Debian: python3-prometheus-client)") from None
     path = _path(socket_path)
+    if listen is not None and textfile is not None:
+        raise click.UsageError("--listen or --textfile, and not both: one process does one of them")
     if listen is not None:
         try:
             exporter.serve(path, listen)

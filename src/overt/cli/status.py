@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError
 
@@ -40,7 +41,8 @@ def command(*, as_json: bool, events: bool) -> int:
     for server in servers:
         _show(server)
     for entry in dead:
-        click.echo(f"{entry['target']}  dead: its server {entry['pid']} is gone (overt umount clears it away)")
+        place = printable(entry["target"])
+        click.echo(f"{place}  dead: its server {entry['pid']} is gone (overt umount clears it away)")
     return 0
 
 
@@ -52,9 +54,9 @@ def _show(server: dict[str, Any]) -> None:
         if not mount["syncfs"]:
             how.append("syncfs not delivered")
         trouble = f"  errors {mount['errors']}, told {mount['told']}" if mount["errors"] else ""
-        click.echo(f"  {mount['target']}  {', '.join(how)}{trouble}")
+        click.echo(f"  {printable(mount['target'])}  {', '.join(how)}{trouble}")
         for name in mount["lost"]:
-            click.echo(f"    lost: {name}")
+            click.echo(f"    lost: {printable(name)}")
         if mount["lost_files"] > len(mount["lost"]):
             click.echo(f"    lost: these are the latest of {mount['lost_files']} files")
     for upper in server["uppers"]:

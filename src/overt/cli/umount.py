@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from overt.host import mounts
+from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError
 
@@ -55,7 +56,7 @@ def command(target: str, *, as_json: bool) -> int:
 def _words(record: dict[str, Any]) -> str:
     text = str(record["verdict"])
     if record.get("files"):
-        text += ": " + ", ".join(record["files"]) + " and perhaps more" * record["perhaps_more"]
+        text += ": " + ", ".join(map(printable, record["files"])) + " and perhaps more" * record["perhaps_more"]
     if record["volatile"]:
         text += " (volatile: nothing was flushed)"
     return text

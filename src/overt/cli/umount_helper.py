@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from overt.cli.report import complain, describe
 from overt.host import mounts
+from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError
 
@@ -52,7 +53,7 @@ def _umount(target: str, how: int) -> str:
         with Client(registry.directory() / f"{entries[-1].pid}.sock") as client:
             if client.same_mounts:  # else it would unmount its own, and not the copy in this namespace
                 record = client.umount(target)
-                files = ", ".join(record.get("files", ()))
+                files = ", ".join(map(printable, record.get("files", ())))
                 return f"{record['verdict']}: {files}" if files else str(record["verdict"])
     mounts.umount(target, how)
     return _WELL

@@ -250,7 +250,7 @@ class Agent:
 
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
         """Answer a call that was received, here or on another thread."""
-        self.meter.begin(slot)
+        self.meter.begin(slot, guarded.number)
         try:
             each = self._overlay_of(guarded, call)
             if each is None:

@@ -21,20 +21,29 @@ class Meter:
         self.told = 0
         self._calls = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
-        self._began: dict[int, float] = {}
+        self._began: dict[int, tuple[float, int]] = {}
+        """by slot: when, and the listener"""
         self._lock = threading.Lock()
 
-    def begin(self, slot: int) -> None:
-        """A call was taken."""
-        self._began[slot] = time.monotonic()
+    def begin(self, slot: int, listener: int) -> None:
+        """A call was taken, which came by the listener with this number."""
+        self._began[slot] = time.monotonic(), listener
 
     def end(self, slot: int) -> None:
         """It was answered, or nobody waits for it any more."""
         now = time.monotonic()
-        took = now - self._began.pop(slot, now)
+        began, _ = self._began.pop(slot, (now, 0))
+        took = now - began
         with self._lock:
             self._calls[bisect_left(BOUNDS, took)] += 1
             self._seconds += took
+
+    def longest(self) -> dict[int, float]:
+        """Seconds since the oldest call was taken that waits for an answer, by listener."""
+        now, found = time.monotonic(), dict[int, float]()
+        for began, listener in list(self._began.values()):
+            found[listener] = max(now - began, found.get(listener, 0.0))
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""

@@ -5,6 +5,7 @@ write, has no HTTP server; and that it does not answer is a metric as well. Need
 `metrics`; Debian: python3-prometheus-client).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from overt.guard import supervisor
+from overt.printable import printable
+
+_PATIENCE = 5.0
+"""seconds for the guard to answer: less than Prometheus waits, so that it hears that there was no answer"""
+_MOST_UPPERS = 32
+"""overlays of one container that are series of their own; a container can mount as many as it likes"""
+_OTHERS = "(others)"
+"""the upperdir of the rest"""
 
 
 class Guard(Collector):
@@ -24,7 +33,7 @@ class Guard(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics, now."""
         try:
-            state = supervisor.ask(self.path)
+            state = supervisor.ask(self.path, _PATIENCE)
         except OSError:
             yield GaugeMetricFamily("overt_guard_up", "Whether the guard answers.", 0)
             return
@@ -67,31 +76,43 @@ def _containers(containers: list[dict[str, Any]]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "overt_guard_listeners", "Listeners: one for each container, and each exec.", len(containers)
     )
-    waiting = GaugeMetricFamily("overt_guard_waiting_calls", "Calls that wait for an answer.", labels=["container"])
+    waiting = GaugeMetricFamily("overt_guard_waiting_calls", "Calls that wait for an answer.", labels=["container_id"])
+    oldest = GaugeMetricFamily(
+        "overt_guard_oldest_call_seconds", "How long the oldest of them has waited.", labels=["container_id"]
+    )
     for name in sorted(ids):
-        waiting.add_metric([name], sum(each["waiting"] for each in containers if each["id"] == name))
-    yield waiting
+        listeners = [each for each in containers if each["id"] == name]
+        waiting.add_metric([printable(name)], sum(each["waiting"] for each in listeners))
+        oldest.add_metric([printable(name)], max(each["longest"] for each in listeners))
+    yield from (waiting, oldest)
 
 
 def _overlays(overlays: list[dict[str, Any]]) -> Iterator[Metric]:
-    labels = ["container", "upperdir"]
-    guarded = GaugeMetricFamily("overt_guard_overlay_guarded", "Whether an overlay's upper was found.", labels=labels)
-    errors = GaugeMetricFamily(
-        "overt_guard_overlay_errors", "Errors of its upper since an overlay was mounted.", labels=labels
-    )
-    told = GaugeMetricFamily(
-        "overt_guard_overlay_told", "Calls in an overlay that were told of an error.", labels=labels
-    )
-    owed = GaugeMetricFamily(
-        "overt_guard_overlay_owed", "Open files that are yet to be told of an error.", labels=labels
-    )
+    by_labels = _by_labels(overlays)
+    for key, words, several in (
+        ("guarded", "Whether an overlay's upper was found.", min),
+        ("errors", "Errors of its upper since an overlay was mounted, but for those of others only.", max),
+        ("told", "Calls in an overlay that were told of an error.", sum),
+        ("untold", "Whether there is an error of which nobody in an overlay was told yet.", max),
+        ("owed", "Open files that are yet to be told of an error.", sum),
+    ):
+        family = GaugeMetricFamily(f"overt_guard_overlay_{key}", words, labels=["container_id", "upperdir"])
+        for labels, those in by_labels.items():
+            family.add_metric(labels, several(each[key] for each in those))
+        yield family
+
+
+def _by_labels(overlays: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The overlays by container and upperdir. Names are the container's to choose: several can be the same."""
+    found: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    uppers: defaultdict[str, set[str]] = defaultdict(set)
     for each in overlays:
-        for name in each["ids"]:
-            for family, value in (
-                (guarded, each["guarded"]), (errors, each["errors"]), (told, each["told"]), (owed, each["owed"]),
-            ):  # fmt: skip
-                family.add_metric([name, each["upperdir"]], value)
-    yield from (guarded, errors, told, owed)
+        upperdir = printable(each["upperdir"])
+        for container in map(printable, each["ids"]):
+            if len(uppers[container]) < _MOST_UPPERS:
+                uppers[container].add(upperdir)
+            found[container, upperdir if upperdir in uppers[container] else _OTHERS].append(each)
+    return found
 
 
 def _uppers(uppers: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -24,6 +24,8 @@ from overt.upper import Upper, Uppers
 
 Send = Callable[[int], bool]
 
+_CARRIED = ("mounted_at", "reached", "cursor", "told", "spared", "left_out")
+"""what the next worker needs of an account"""
 _numbers = itertools.count(1)
 
 
@@ -61,7 +63,8 @@ class Overlay:
         self._attach(uppers, Place(entry.fds[0], entry.fds[1], entry.value["scratch"], entry.fds[2]), errors)
         account = self.account
         assert account is not None
-        account.mounted_at, account.reached, account.cursor, account.told, account.spared = entry.value["account"]
+        for name, value in entry.value["account"].items():
+            setattr(account, name, value)
 
     def _attach(self, uppers: Uppers, place: Place, errors: Mapping[int, list[UpperError]] | None = None) -> None:
         try:
@@ -81,7 +84,7 @@ class Overlay:
         value = {
             "mounted": [self.device, *map(os.fsdecode, self.mounted[1:4]), self.mounted.volatile],
             "scratch": place.name,
-            "account": [account.mounted_at, account.reached, account.cursor, account.told, account.spared],
+            "account": {name: getattr(account, name) for name in _CARRIED},
         }  # fmt: skip
         self._keeper.put(f"overlay/{self.device}", value, [place.beside, place.scratch, place.upper])
 

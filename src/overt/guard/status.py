@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 def describe(agent: "Agent") -> dict[str, Any]:
     """The agent's state, as JSON can hold it."""
     overlays = list(agent.overlays.values())
+    longest = agent.meter.longest()
     uppers = {each.upper.s_dev: each.upper for each in overlays if each.upper is not None}
     return {
         "worker": os.getpid(),
@@ -24,7 +25,7 @@ def describe(agent: "Agent") -> dict[str, Any]:
         "containers": [
             {
                 "id": each.state.id, "pid": each.state.pid, "bundle": each.state.bundle, "calls": each.calls,
-                "waiting": each.waiting, "overlays": len(each.devices),
+                "waiting": each.waiting, "longest": longest.get(each.number, 0.0), "overlays": len(each.devices),
             }
             for each in list(agent.containers.values())
         ],
@@ -33,6 +34,7 @@ def describe(agent: "Agent") -> dict[str, Any]:
                 "upperdir": each.name, "containers": len(each.users), "ids": _ids(agent, each),
                 "owed": len(each.held.entries),
                 "errors": each.account.count if each.account else 0, "told": each.account.told if each.account else 0,
+                "untold": each.account is not None and each.account.untold,
                 "guarded": each.account is not None,
             }
             for each in overlays

@@ -336,21 +336,37 @@ def status_path(path: Path) -> Path:
     return path.with_name(path.name + ".status")
 
 
-def ask(path: Path) -> dict[str, object]:
-    """The status of the guard that listens on `path`; OSError if there is none."""
+def ask(path: Path, patience: float = _PATIENCE) -> dict[str, object]:
+    """The status of the guard that listens on `path`; OSError if there is none, or none after `patience` seconds."""
+    deadline = time.monotonic() + patience
+
+    def receive() -> bytes:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        return connection.recv(1 << 16)
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_PATIENCE)
+        connection.settimeout(patience)
         try:
             connection.connect(os.fspath(status_path(path)))
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} (is `overt guard run` running?)", os.fspath(path)) from None
-        try:
-            data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+            data = b"".join(iter(receive, b""))
         except TimeoutError:
-            raise OSError(errno.ETIMEDOUT, f"no answer within {_PATIENCE:g} s", os.fspath(path)) from None
-    if not data:
-        raise OSError(errno.EPIPE, "the guard's worker ended while it was asked", os.fspath(path))
-    return dict(json.loads(data))
+            why = f"no answer within {patience:g} s (is the guard stopped, or the machine very busy?)"
+            raise TimeoutError(errno.ETIMEDOUT, why, os.fspath(path)) from None
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({_advice(error)})", os.fspath(path)) from None
+    try:
+        return dict(json.loads(data))
+    except ValueError:  # there is nothing, or a piece
+        raise OSError(errno.EPIPE, "the guard's worker ended while it was asked: ask again", os.fspath(path)) from None
+
+
+def _advice(error: OSError) -> str:
+    """What to do about a guard that cannot be asked."""
+    if isinstance(error, PermissionError):
+        return "a guard answers root and its own user"
+    if os.geteuid():
+        return "is `overt guard run` running? To ask root's guard, be root"
+    return "is `overt guard run` running? --socket names another"
 
 
 def listen(path: Path) -> socket.socket:
