@@ -21,7 +21,7 @@ import select
 import socket
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -79,7 +79,7 @@ class Agent:
         self.table = table.Table()
         self.containers: dict[int, Container] = {}
         self.overlays: dict[int, Overlay] = {}
-        self.crowds: defaultdict[int, Crowd] = defaultdict(Crowd)
+        self.crowds: dict[int, Crowd] = {}
         """by upper"""
         self.doubtful = 0
         self.answered = 0
@@ -350,8 +350,15 @@ class Agent:
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        if not self.crowds[upper.s_dev].gather(guarded.number, flushed, upper.flush):
-            (upper.flush_here if here else upper.flush)(flushed)
+        with self._lock:
+            crowd = self.crowds.get(upper.s_dev)
+            if crowd is None:
+                crowd = self.crowds[upper.s_dev] = Crowd()
+        try:
+            if not crowd.gather(guarded.number, flushed, upper.flush):
+                (upper.flush_here if here else upper.flush)(flushed)
+        except RuntimeError as error:
+            flushed(OSError(errno.EIO, str(error)))  # the last container on this upper has ended meanwhile
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""

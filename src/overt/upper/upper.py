@@ -154,16 +154,21 @@ class Upper:
     def flush(self, *done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
 
-        The flush begins after this call; all who wait for one share it.
+        The flush begins after this call; all who wait for one share it. RuntimeError if there are no overlays any more.
         """
-        assert self._flusher, "flush of an upper without overlays"
-        self._flusher.ask(*done)
+        self._open_flusher().ask(*done)
 
     def flush_here(self, done: Done) -> None:
         """The same, but on the calling thread if nobody else is flushing: for one who may wait for a disk."""
-        assert self._flusher, "flush of an upper without overlays"
-        if not self._flusher.ask_here(done):
-            self._flusher.ask(done)
+        flusher = self._open_flusher()
+        if not flusher.ask_here(done):
+            flusher.ask(done)
+
+    def _open_flusher(self) -> Flusher:
+        flusher = self._flusher
+        if flusher is None:
+            raise RuntimeError("flush of an upper without overlays")
+        return flusher
 
     def check(self) -> None:
         """Enter errors that the upper has recorded since the last look into the ledger. Neither flushes nor waits."""
