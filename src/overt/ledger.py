@@ -47,7 +47,7 @@ class UpperError(NamedTuple):
     """seconds since the epoch"""
     source: str
     """what told of it: ``probe``, ``trace``, ``cursor``; ``standing`` (it was there before the first overlay was);
-    ``flush`` (a flush failed); ``dead`` (a write to the upper failed)"""
+    ``flush`` (a flush failed); ``dead`` (a write to the upper failed); ``account`` (known from an overlay's only)"""
     taken: bool
     """whether reading it took it away from the host"""
 

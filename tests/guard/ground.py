@@ -123,9 +123,11 @@ class Container:
         self.root = self.bundle / "rootfs"
         self.root.mkdir(parents=True)
         self.disk: Disk = changes.pop("disk", ground.disk)
-        self.upper, work = (Path(self.disk.path, f"{kind}-{number}") for kind in ("upper", "work"))
-        self.upper.mkdir()
-        work.mkdir()
+        self.number = changes.pop("again", number)
+        self.upper, work = (Path(self.disk.path, f"{kind}-{self.number}") for kind in ("upper", "work"))
+        if self.number == number:
+            self.upper.mkdir()
+            work.mkdir()
         options: list[tuple[str, str | int | None]] = [
             ("lowerdir", str(ground.lower)), ("upperdir", str(self.upper)), ("workdir", str(work)),
             *((name, None) for name in changes.pop("flags", ())),

@@ -10,6 +10,7 @@ import pytest
 
 from overt.guard import victims
 from overt.guard.container import image, parse
+from overt.upper.upper import Failed
 
 from .ground import EIO, SOURCE, Container, Ground, fail, wait_until
 
@@ -104,6 +105,30 @@ def test_who_has_the_inode_number_now_is_not_blamed_for_what_was_before(blaming:
     assert [each.new_syncfs() for each in containers] == [EIO] * 3
 
 
+def test_an_owner_that_was_started_again_meanwhile_is_not_told_so_all_others_are(blaming: Ground) -> None:
+    bystander, owner = three(blaming)[:2]
+    blaming.disk.fail("data")
+    owner.ask("write", "/victim", blaming.disk.marker.hex(), 1)
+    blaming.end(owner)
+    fail(blaming.disk)
+    again = blaming.container(again=owner.number)  # its account begins after the error
+    assert (again.upper / "victim").exists()
+    assert bystander.new_syncfs() == EIO
+    assert again.new_syncfs() == 0
+
+
+def test_of_a_file_that_has_failed_before_it_was_this_containers_all_are_told(blaming: Ground) -> None:
+    """Two errors that nobody was told of, in one inode: the first was of the container that ended."""
+    bystander, owner = three(blaming)[:2]
+    blaming.disk.fail("data")
+    owner.ask("write", "/victim", blaming.disk.marker.hex(), 1)
+    blaming.end(owner)
+    fail(blaming.disk)
+    again = blaming.container(again=owner.number)
+    again.lose()
+    assert [bystander.new_syncfs(), again.new_syncfs()] == [EIO, EIO]
+
+
 def test_without_blame_all_are_told_and_the_file_is_named(guarded: Ground) -> None:
     containers = three(guarded)
     containers[1].lose()
@@ -118,7 +143,7 @@ def test_without_blame_all_are_told_and_the_file_is_named(guarded: Ground) -> No
 def test_no_owner_is_certain_of_what_is_not_found_or_not_known() -> None:
     assert victims.owners(None, {}) is None
     assert victims.owners({}, {}) is None
-    assert victims.owners({1: 0.0}, {}) is None
+    assert victims.owners({1: Failed(1, 0.0)}, {}) is None
 
 
 @pytest.mark.parametrize(

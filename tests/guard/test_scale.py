@@ -44,7 +44,7 @@ def test_containers_that_all_call_at_once_share_a_few_flushes(guarded: Ground, l
             os.write(fd, guarded.disk.marker * 256)
             os.close(fd)
             fail(guarded.disk)
-        time.sleep(0.1)  # who has just called is no part of a crowd
+        time.sleep(2.1)  # who has just called is no part of a crowd
         begun = time.monotonic()
         for each in lone:
             each.go.send(b"!")

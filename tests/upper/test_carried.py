@@ -42,7 +42,7 @@ def test_events_that_a_dead_process_took_are_found_by_the_next_until_they_are_ke
         def work() -> bool:
             found: Events = watch().take()
             if keeps:
-                trace.kept(s_dev)
+                trace.kept(s_dev, trace.taken(s_dev))
             return (bool(found), found.lost) == (events, lost)
 
         return work
@@ -75,4 +75,30 @@ def test_what_a_dead_process_has_read_and_not_handed_out_is_read_by_the_next(ext
         return len(found.inodes) == 1 and not found.lost
 
     assert in_a_child(dies)
+    assert in_a_child(next_one)
+
+
+def test_what_a_process_that_died_had_not_cleared_yet_is_not_read_again(ext4: Stage, trace: Trace) -> None:
+    s_dev = os.stat(ext4.disk.path).st_dev
+    device = f"{os.major(s_dev)}:{os.minor(s_dev)}"
+
+    def dies() -> bool:
+        """While it clears what it has handed out: the beginning is zero, the rest is not."""
+        old = f" 1.0: filemap_set_wb_err: dev={device} ino=0x4d2\n".encode() * 20
+        trace._memory[: len(old)] = bytes(4) + old[4:]
+        return True
+
+    def reads_and_dies() -> bool:
+        trace.expect([s_dev])
+        ext4.lose("victim")
+        room = memoryview(trace._memory)
+        return os.readv(trace._pipe, [room[:1000]]) > 0
+
+    def next_one() -> bool:
+        trace.expect([s_dev])
+        inodes = trace.watch(s_dev).take().inodes
+        return len(inodes) == 1 and 0x4D2 not in inodes
+
+    assert in_a_child(dies)
+    assert in_a_child(reads_and_dies)
     assert in_a_child(next_one)

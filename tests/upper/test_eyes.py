@@ -183,7 +183,7 @@ def test_check_after_an_error_flushes_nothing_either(stage: Stage) -> None:
 def named(upper: Upper, since: int) -> set[int] | None:
     failed = upper.failed(since)
     now = time.monotonic()
-    assert all(now - 60 < when <= now for when in (failed or {}).values())
+    assert all(now - 60 < each.when <= now for each in (failed or {}).values())
     return None if failed is None else set(failed)
 
 

@@ -21,7 +21,7 @@ import select
 import socket
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -33,6 +33,7 @@ from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
 from overt.guard.meter import Meter
 from overt.guard.overlay import Overlay
+from overt.guard.records import Records
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
 from overt.guard.table import Mounted
@@ -73,11 +74,12 @@ class Agent:
         self.losses: deque[dict[str, Any]] = deque(maxlen=_LOSSES)
         """files that were lost, the newest"""
         self.keeper = Keeper(supervisor)
+        self.records = Records(self.keeper, trace)
         self.uppers = Uppers(self._error, trace=trace or False)
         self.table = table.Table()
         self.containers: dict[int, Container] = {}
         self.overlays: dict[int, Overlay] = {}
-        self.crowds: defaultdict[int, Crowd] = defaultdict(Crowd)
+        self.crowds: dict[int, Crowd] = {}
         """by upper"""
         self.doubtful = 0
         self.answered = 0
@@ -154,7 +156,7 @@ class Agent:
             try:
                 each = self._use(guarded, mounted)
                 each.open(self.uppers, [pid])
-                self._keep_upper(each.upper)
+                self.records.keep(each.upper)
             except ProcessLookupError:  # it has ended meanwhile
                 return
             except OSError as error:
@@ -202,8 +204,9 @@ class Agent:
         upper = each.upper
         each.close()
         if upper is not None and not upper.ledger.accounts:
-            self.keeper.drop(f"upper/{upper.s_dev}")
-            self.crowds.pop(upper.s_dev, None)
+            self.records.drop(upper)
+            with self._lock:
+                self.crowds.pop(upper.s_dev, None)
 
     # A call
 
@@ -308,7 +311,7 @@ class Agent:
         why = "an internal error"
         try:
             each.open(self.uppers, pids)
-            self._keep_upper(each.upper)
+            self.records.keep(each.upper)
             why = ""
         except OSError as error:
             why = str(error)
@@ -347,8 +350,15 @@ class Agent:
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        if not self.crowds[upper.s_dev].gather(guarded.number, flushed, upper.flush):
-            (upper.flush_here if here else upper.flush)(flushed)
+        with self._lock:
+            crowd = self.crowds.get(upper.s_dev)
+            if crowd is None:
+                crowd = self.crowds[upper.s_dev] = Crowd()
+        try:
+            if not crowd.gather(guarded.number, flushed, upper.flush):
+                (upper.flush_here if here else upper.flush)(flushed)
+        except RuntimeError as error:
+            flushed(OSError(errno.EIO, str(error)))  # the last container on this upper has ended meanwhile
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
@@ -367,7 +377,7 @@ class Agent:
         since = {device: each.account.reached for device, each in owed.items() if each.account is not None}
         if newest is None or not since:
             return owed
-        found = self._name(upper, min(since.values()))
+        found = self._name(upper, min(since.values()), victims.AT_ONCE)
         kept = {}
         for device, each in owed.items():
             owners = victims.owners(upper.failed(since.get(device, 0)), found)
@@ -379,14 +389,14 @@ class Agent:
 
     def _name_later(self, upper: Upper, since: int) -> None:
         time.sleep(_TELLING)
-        self._name(upper, since)
+        self._name(upper, since, victims.LATER)
 
-    def _name(self, upper: Upper, since: int) -> dict[int, list[Loss]]:
-        """Find the files that were lost in the errors numbered above `since`, and say so."""
+    def _name(self, upper: Upper, since: int, seconds: float) -> dict[int, list[Loss]]:
+        """Find, within `seconds`, the files that were lost in the errors numbered above `since`, and say so."""
         with self._lock:
             others = [each for each in self.overlays.values() if each.upper is upper]
         number = upper.ledger.count
-        found = victims.find(others, upper.failed(since) or {})
+        found = victims.find(others, upper.failed(since) or {}, seconds)
         for losses in found.values():
             for loss in losses:
                 with self._lock:
@@ -446,28 +456,9 @@ class Agent:
             "upper error", upper=device, number=error.number, error=error.errno, source=error.source,
             taken=error.taken, overlays=len(names),
         )  # fmt: skip
-        self._keep_upper(upper)
+        self.records.keep(upper)
         if self.blame != "owner" and error.source in ("probe", "trace") and not error.taken:
             self._apart(self._name_later, upper, error.number - 1)
-
-    def _keep_upper(self, upper: Upper | None) -> None:
-        """Have the supervisor keep an upper's eyes and errors: before anybody is told of the newest."""
-        carried = upper.carry() if upper is not None else None
-        if upper is None or carried is None:
-            return
-        eyes = carried[:3]
-        try:
-            value = {
-                "fds": [fd >= 0 for fd in eyes], "accepted": carried.accepted, "known": carried.known,
-                "errors": upper.ledger.errors,
-            }  # fmt: skip
-            self.keeper.put(f"upper/{upper.s_dev}", value, [fd for fd in eyes if fd >= 0])
-            if self.trace:
-                self.trace.kept(upper.s_dev)
-        finally:
-            for fd in eyes:
-                if fd >= 0:
-                    os.close(fd)
 
     def _walk(self) -> None:
         """Let go of descriptions that nobody has any more; on a thread of its own."""

@@ -56,7 +56,8 @@ class Overlay:
                 raise ProcessLookupError(errno.ESRCH, "its last container has ended")
             if self.account is None:
                 self._attach(uppers, places.find(self.mounted, pids))
-                self.save()
+                with self.lock:
+                    self.save()
 
     def restore(self, uppers: Uppers, entry: Entry, errors: Mapping[int, list[UpperError]]) -> None:
         """Go on with what another worker has left; `errors` of uppers' ledgers, by superblock."""
@@ -71,14 +72,15 @@ class Overlay:
             upper = uppers.get(place.beside, place.scratch)
             if errors and not upper.ledger.errors:
                 upper.ledger.errors.extend(errors.get(upper.s_dev, ()))
-            self.account = upper.attach(self.name, volatile=False)
+            account = upper.attach(self.name, volatile=False)
         except BaseException:
             place.close()
             raise
         self.upper, self._place = upper, place
+        self.account = account  # from now on calls are answered with it
 
     def save(self) -> None:
-        """Have the supervisor keep the account."""
+        """Have the supervisor keep the account. The caller has `lock`: what is kept last is the newest."""
         account, place = self.account, self._place
         assert account is not None and place is not None
         value = {
@@ -108,6 +110,11 @@ class Overlay:
             if self._closed or self._place is None:
                 raise ProcessLookupError(errno.ESRCH, "its last container has ended")
             return os.dup(self._place.upper)
+
+    def is_older_than(self, number: int) -> bool:
+        """Whether its errors count from before the one of this number."""
+        account = self.account
+        return account is not None and account.mounted_at < number
 
     def spare(self, error: UpperError) -> None:
         """Leave the errors up to this one to those whose files were lost: nobody here is told."""

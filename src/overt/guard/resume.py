@@ -9,6 +9,7 @@ answer and the record, and each such slot is counted.
 
 import errno
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from overt.guard.overlay import Overlay
 from overt.guard.store import Entry
 from overt.guard.table import Mounted
 from overt.ledger import UpperError
-from overt.upper.eyes import Carried
+from overt.upper.eyes import Carried, superblock
 
 if TYPE_CHECKING:
     from overt.guard.agent import Agent
@@ -29,12 +30,11 @@ _ATTEMPTS = 20
 
 def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
     """Go on where the last worker ended. The descriptors are this process's own: it is a fork of the supervisor."""
-    errors: dict[int, list[UpperError]] = {}
     for s_dev, entry in _of_kind(entries, "upper"):
         given = iter(entry.fds)
         cursor, plain, probe = (next(given) if there else -1 for there in entry.value["fds"])
         agent.uppers.carried[s_dev] = Carried(cursor, plain, probe, entry.value["accepted"], entry.value["known"])
-        errors[s_dev] = [UpperError(*error) for error in entry.value["errors"]]
+    errors = known_errors(entries)
     if agent.trace:
         agent.trace.expect(agent.uppers.carried)
     for device, entry in _of_kind(entries, "overlay"):
@@ -50,6 +50,23 @@ def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
         agent.add(number, entry.value.encode(), list(entry.fds))
     for slot, number, telling, attempts in agent.slots.left():
         _take_up(agent, slot, agent.containers.get(number), telling, attempts)
+
+
+def known_errors(entries: Mapping[str, Entry]) -> dict[int, list[UpperError]]:
+    """The errors of each upper, by superblock: none of them older than what its overlays' accounts say.
+
+    Numbers must not be given away twice: an account that has reached the number would not be owed the new error.
+    """
+    errors = {
+        s_dev: [UpperError(*error) for error in entry.value["errors"]] for s_dev, entry in _of_kind(entries, "upper")
+    }
+    for _, entry in _of_kind(entries, "overlay"):
+        mounted_at, reached, *_ = entry.value["account"]
+        number = max(mounted_at, reached)
+        known = errors.setdefault(superblock(entry.fds[1]), [])
+        if number > (known[-1].number if known else 0):
+            known.append(UpperError(number, errno.EIO, time.time(), "account", False))
+    return errors
 
 
 def _of_kind(entries: Mapping[str, Entry], kind: str) -> list[tuple[int, Entry]]:

@@ -6,6 +6,8 @@ those whose file it was not (`--blame owner`). So it has to be certain:
 
     every inode is found, or the answer is: not known       it may have been a file without a name, of anybody's
     each was there when the error came (its birth time)     else its number may have been another file's before
+    who has the file now had it when the error came         else nobody would be told: of errors before its start
+                                                            a container is not
     the tracepoint lost nothing                             overt.upper.trace says so
     it took no longer than is good for those who wait
 """
@@ -19,13 +21,16 @@ from typing import NamedTuple
 
 from overt.guard.overlay import Overlay
 from overt.host import files
+from overt.upper.upper import Failed
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _RESOLVE = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
 MOST = 1_000_000
 """directory entries that are looked at for one error"""
-_SECONDS = 10.0
-"""in which an answer has to be there"""
+AT_ONCE = 1.0
+"""seconds in which an answer has to be there while callers wait for it: all those on this upper"""
+LATER = 10.0
+"""and while nobody does"""
 
 
 class Loss(NamedTuple):
@@ -38,14 +43,16 @@ class Loss(NamedTuple):
     """it was this file, and not another that had its inode number before"""
 
 
-def find(overlays: Iterable[Overlay], inodes: Mapping[int, float]) -> dict[int, list[Loss]]:
-    """Files of `overlays`, which are on one upper, by inode: those of `inodes` that are found; none if it takes long.
+def find(overlays: Iterable[Overlay], inodes: Mapping[int, Failed], seconds: float) -> dict[int, list[Loss]]:
+    """Files of `overlays`, which are on one upper, by inode: those of `inodes` that are found.
 
-    `inodes` with the time of each error (CLOCK_MONOTONIC). A file with several names may be in several overlays.
+    None if that takes more than `seconds`. A file with several names may be in several overlays.
     """
     found: dict[int, list[Loss]] = {}
+    if not inodes:
+        return found
     offset = time.time() - time.monotonic()
-    deadline, looked = time.monotonic() + _SECONDS, 0
+    deadline, looked = time.monotonic() + seconds, 0
     try:
         for overlay in overlays:
             for directory, name, inode, path in _entries(overlay):
@@ -54,21 +61,25 @@ def find(overlays: Iterable[Overlay], inodes: Mapping[int, float]) -> dict[int, 
                     return {}
                 if inode in inodes:
                     born = files.birth_time(directory, name)
-                    certain = born is not None and born <= inodes[inode] + offset
+                    certain = born is not None and born <= inodes[inode].when + offset
                     found.setdefault(inode, []).append(Loss(overlay, path, certain))
     except OSError:  # something that cannot be looked at
         return {}
     return found
 
 
-def owners(inodes: Mapping[int, float] | None, found: Mapping[int, list[Loss]]) -> set[Overlay] | None:
+def owners(inodes: Mapping[int, Failed] | None, found: Mapping[int, list[Loss]]) -> set[Overlay] | None:
     """The overlays to be told of an error in `inodes`; None where that is not certain, and all are to be told."""
     if not inodes:
         return None
-    losses = [found.get(inode, []) for inode in inodes]
-    if not all(each and all(loss.certain for loss in each) for each in losses):
-        return None
-    return {loss.overlay for each in losses for loss in each}
+    told: set[Overlay] = set()
+    for inode, failed in inodes.items():
+        losses = found.get(inode, [])
+        having = {loss.overlay for loss in losses if loss.overlay.is_older_than(failed.number)}
+        if not having or not all(loss.certain for loss in losses):
+            return None
+        told |= having
+    return told
 
 
 def _entries(overlay: Overlay) -> Iterator[tuple[int, bytes, int, str]]:

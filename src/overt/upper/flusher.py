@@ -39,10 +39,11 @@ class Flusher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the flusher was closed")
-            self._waiting += done
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # RuntimeError if there can be no more: then nobody waits
+                self._thread = thread
+            self._waiting += done
             self._changed.notify()
 
     def ask_here(self, done: Done) -> bool:

@@ -14,7 +14,8 @@ inodes of one that has too many of them.
 
 Reading takes events out of the buffer. A process that forks others to work for it (overt.guard) must not lose what one
 had read when it died. So they are read into memory that all share, and a superblock is noted there as having events
-until `kept` says that what came of them is on record. Who finds such a note begins with "events were lost".
+until `kept` says that what came of them is on record, and no more of them was taken since. Who finds such a note begins
+with "events were lost".
 """
 
 import errno
@@ -76,6 +77,7 @@ class Watch:
             events = Events(self.inodes, self.lost)
             if events:
                 self.inodes, self.lost = {}, False
+                self.trace.note_taken(self.s_dev)
             return events
 
     def close(self) -> None:
@@ -97,6 +99,7 @@ class Trace:
         self._memory = mmap.mmap(-1, _READ + _NOTES * _NOTE.size)
         self._watches: list[Watch] = []
         self._expected: dict[int, Watch] = {}
+        self._taken: dict[int, int] = {}
         self._pipe = -1
         self._closing = False
         try:
@@ -124,6 +127,8 @@ class Trace:
     def expect(self, devices: Iterable[int]) -> None:
         """Collect for superblocks that are going to be watched, all at once: none is left out while others come."""
         with self.lock:
+            if not self._memory[0]:  # another process may have died while it cleared what was handed out
+                self._memory[:_READ] = bytes(_READ)
             self._expected = {s_dev: self._new(s_dev) for s_dev in devices}
             self._watches += self._expected.values()
             self._filter()
@@ -132,7 +137,8 @@ class Trace:
         """Collect nothing for `watch` any more; with the last one, after `close`, remove the instance."""
         with self.lock:
             self._watches.remove(watch)
-            self._note(watch.s_dev, pending=False)
+            if all(other.s_dev != watch.s_dev for other in self._watches):
+                self._note(watch.s_dev, pending=False)
             if self._closing and not self._watches:
                 self._remove()
             else:
@@ -148,7 +154,9 @@ class Trace:
     def read(self) -> None:
         """Hand what is in the buffer out to the watches; the caller holds `lock`."""
         while True:
-            if not self._memory[0]:  # else another process died with it
+            if self._memory[0]:  # another process died with it
+                text = self._memory[:_READ].partition(b"\0")[0]
+            else:
                 try:
                     with memoryview(self._memory) as room:
                         count = os.readv(self._pipe, [room[:_READ]])
@@ -156,7 +164,7 @@ class Trace:
                     return
                 if not count:  # somebody has switched the instance off
                     return
-            text = self._memory[:_READ].partition(b"\0")[0]
+                text = self._memory[:count]
             for when, major, minor, ino in _EVENT.findall(text):
                 s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
                 for watch in self._watches:
@@ -170,10 +178,20 @@ class Trace:
                     self._note(watch.s_dev, pending=True)
             self._memory[: len(text)] = bytes(len(text))
 
-    def kept(self, s_dev: int) -> None:
-        """What was taken of this superblock's events is on record: no other process is to begin with it."""
+    def taken(self, s_dev: int) -> int:
+        """How often events of this superblock were taken."""
         with self.lock:
-            if not any(watch.lost or watch.inodes for watch in self._watches if watch.s_dev == s_dev):
+            return self._taken.get(s_dev, 0)
+
+    def note_taken(self, s_dev: int) -> None:
+        """Events of this superblock are taken; the caller holds `lock`."""
+        self._taken[s_dev] = self._taken.get(s_dev, 0) + 1
+
+    def kept(self, s_dev: int, taken: int) -> None:
+        """What came of the first `taken` times is on record: if there were no more, no other process begins with it."""
+        with self.lock:
+            more = any(watch.lost or watch.inodes for watch in self._watches if watch.s_dev == s_dev)
+            if not more and taken == self._taken.get(s_dev, 0):
                 self._note(s_dev, pending=False)
 
     def _new(self, s_dev: int) -> Watch:

@@ -34,6 +34,23 @@ from overt.upper.trace import MOST_INODES, Trace
 OnError = Callable[[UpperError, "Upper"], None]
 
 
+class Failed(NamedTuple):
+    """A failed write-back of an inode."""
+
+    number: int
+    """of the error it was seen in"""
+    when: float
+    """the first event of it, seconds of CLOCK_MONOTONIC"""
+
+
+class _History(NamedTuple):
+    """What is remembered of an inode that failed: its first error and its last, and the number of the one before."""
+
+    first: Failed
+    before: int
+    last: Failed
+
+
 class _Doors(NamedTuple):
     """Directories of the overlay that is being mounted; the caller's."""
 
@@ -58,7 +75,7 @@ class Upper:
         self._health = Health()
         self._born_read_only = False
         self._scratch: dict[Account, int] = {}
-        self._failed: dict[int, tuple[int, float]] = {}  # the number of each inode's last error, and when; latest last
+        self._failed: dict[int, _History] = {}  # by inode; who failed last is last
         self._unnamed = 0  # the number of the last error whose inodes are not all in there
         self._news: list[UpperError] = []
         self._lock = threading.Lock()
@@ -137,16 +154,21 @@ class Upper:
     def flush(self, *done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
 
-        The flush begins after this call; all who wait for one share it.
+        The flush begins after this call; all who wait for one share it. RuntimeError if there are no overlays any more.
         """
-        assert self._flusher, "flush of an upper without overlays"
-        self._flusher.ask(*done)
+        self._open_flusher().ask(*done)
 
     def flush_here(self, done: Done) -> None:
         """The same, but on the calling thread if nobody else is flushing: for one who may wait for a disk."""
-        assert self._flusher, "flush of an upper without overlays"
-        if not self._flusher.ask_here(done):
-            self._flusher.ask(done)
+        flusher = self._open_flusher()
+        if not flusher.ask_here(done):
+            flusher.ask(done)
+
+    def _open_flusher(self) -> Flusher:
+        flusher = self._flusher
+        if flusher is None:
+            raise RuntimeError("flush of an upper without overlays")
+        return flusher
 
     def check(self) -> None:
         """Enter errors that the upper has recorded since the last look into the ledger. Neither flushes nor waits."""
@@ -164,15 +186,19 @@ class Upper:
         with self._lock:
             return self._eyes.carry() if self._eyes else None
 
-    def failed(self, since: int) -> dict[int, float] | None:
+    def failed(self, since: int) -> dict[int, Failed] | None:
         """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known.
 
-        And when: the first event of an inode's last error, in seconds of CLOCK_MONOTONIC.
+        Each with the first of these errors, or with one that came before it.
         """
         with self._lock:
             if self._unnamed > since:
                 return None
-            return {ino: when for ino, (number, when) in self._failed.items() if number > since}
+            return {
+                ino: each.last if each.before <= since else each.first
+                for ino, each in self._failed.items()
+                if each.last.number > since
+            }
 
     def _open(self, doors: _Doors) -> Eyes:
         if self._eyes:
@@ -287,10 +313,11 @@ class Upper:
             self._failed.clear()  # whoever asks for one of these asks for `number` too
             return
         for ino, when in inodes.items():
-            self._failed.pop(ino, None)
-            self._failed[ino] = number, when
+            last = Failed(number, when)
+            earlier = self._failed.pop(ino, None)
+            self._failed[ino] = _History(*(earlier.first, earlier.last.number) if earlier else (last, 0), last)
         while len(self._failed) > MOST_INODES:
-            self._unnamed, _ = self._failed.pop(next(iter(self._failed)))
+            self._unnamed = self._failed.pop(next(iter(self._failed))).last.number
 
     def _announce(self) -> None:
         with self._lock:
