@@ -106,8 +106,15 @@ def test_an_error_is_counted_by_upper_and_by_container(guarded: Ground) -> None:
     names = set(re.findall(r"overt_guard_\w+", text))
     assert used() - names == set()
     guarded.guard.kill_worker()
-    wait_until(lambda: values(exporter.text(guarded.guard.socket)).get("overt_guard_workers_total") == 2, "a worker")  # type: ignore[union-attr]
-    found = values(exporter.text(guarded.guard.socket))
+
+    def is_back() -> bool:
+        assert guarded.guard is not None
+        found.clear()
+        found.update(values(exporter.text(guarded.guard.socket)))
+        overlays = sum(series.startswith("overt_guard_overlay_errors") for series in found)
+        return found.get("overt_guard_workers_total") == overlays == 2
+
+    wait_until(is_back, "the next worker knows both")
     untold = {series for series, value in found.items() if series.startswith("overt_guard_overlay_untold") and value}
     assert untold == {f'overt_guard_overlay_untold{{container_id="{other.id}",upperdir="{other.upper}"}}'}
     assert found[device] == 1 and found["overt_guard_errors_total"] == 0  # on record, and counted by the one that died
@@ -121,7 +128,14 @@ def test_an_error_that_was_others_is_not_counted(bare: Ground) -> None:
     victim.lose()
     assert [other.new_syncfs(), victim.new_syncfs()] == [0, 5]
     bare.guard.kill_worker()
-    found = values(exporter.text(bare.guard.socket))
+    found: dict[str, float] = {}
+
+    def is_back() -> bool:
+        assert bare.guard is not None
+        found.update(values(exporter.text(bare.guard.socket)))
+        return sum(series.startswith("overt_guard_overlay_errors") for series in found) == 2
+
+    wait_until(is_back, "the next worker knows both")
     for container, errors in ((victim, 1), (other, 0)):
         labels = f'{{container_id="{container.id}",upperdir="{container.upper}"}}'
         assert found[f"overt_guard_overlay_errors{labels}"] == errors
