@@ -280,14 +280,34 @@ def reopening() -> None:
     """A read-only superblock stays read-only."""
     from overt.server import syncing
 
-    syncing.writable = _cannot
+    syncing.reopen = lambda mount, carry: None
 
 
-def watching() -> None:
-    """Nobody looks at an upper for mounts that the kernel does not ask about it."""
-    from overt.server.remounted import Remounted
+def overtaking() -> None:
+    """The server does not look whether somebody else makes a superblock writable that is so for its sake."""
+    from overt.server import syncing
 
-    Remounted.add = lambda self, mount: None
+    syncing.remounted = lambda mount: None
+
+
+def threads() -> None:
+    """There are no more threads to reopen a superblock."""
+    from types import SimpleNamespace
+
+    from overt.server import reopening
+
+    class Thread(reopening.threading.Thread):  # type: ignore[name-defined]
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    reopening.threading = SimpleNamespace(Thread=Thread)
+
+
+def refusing() -> None:
+    """The server refuses no changes while a read-only superblock is writable for its sake."""
+    from overt.server import reopening
+
+    reopening._refusing = lambda mount: mount.served
 
 
 def own_place() -> None:

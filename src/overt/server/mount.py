@@ -59,34 +59,25 @@ class Handle:
         """whether it can be mapped and written behind the server's back"""
 
 
-class Line:
-    """The line for s_umount, which whoever remounts has: he is answered when one of us stands in it (reopening.py)."""
+class Reopening:
+    """A superblock that became read-only and is made writable for a moment (server/reopening.py)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._standing = False
-        self._release: Callable[[], None] | None = None
-
-    def expect(self, release: Callable[[], None] | None) -> None:
-        """Have `release` called as soon as one of us stands in line: now, if one does. None: forget the last one."""
-        with self._lock:
-            self._release = None if self._standing else release
-            now = self._standing
-        if now and release is not None:
-            release()
-
-    def stand(self) -> None:
-        """One of us stands in line."""
-        with self._lock:
-            self._standing = True
-            release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def leave(self) -> None:
-        """He has had his turn."""
-        with self._lock:
-            self._standing = False
+        self.thread = 0
+        """the one that does it, while it does"""
+        self.directory = -1
+        """the way there, with which `thread` is set; it is closed when this is over"""
+        self.late = False
+        """whether nobody waits for it any more, so that it must not begin"""
+        self.closing = False
+        """whether it is being made read-only again"""
+        self.overtaken = threading.Event()
+        """somebody else has made it writable"""
+        self.guard = -1
+        """a file that keeps it writable then, until the thread has noticed"""
+        self.again = False
+        """whether one more error has to be carried over"""
+        self.over = False
 
 
 class Loop(Protocol):
@@ -147,8 +138,10 @@ class Mount:
         """files that somebody was told of by fsync"""
         self.hidden = 0
         """the number of the file by which the superblock's cursor is set (server/poison.py)"""
-        self.poison = self.poisoner = 0
-        """the errno to put there, and the thread that is doing it"""
+        self.poison = 0
+        """the errno to put there"""
+        self.openers: set[int] = set()
+        """the threads that may open it"""
         self.settling = threading.Lock()
         self.settler: threading.Thread | None = None
         """the thread that last went to do it; `settling` serialises"""
@@ -160,19 +153,10 @@ class Mount:
         """further descriptors that live as long as the mount"""
         self.handlers: list[Handler] = []
         self.served: list[Handler] = []
-        """what `handlers` are but for a moment (server/reopening.py)"""
-        self.remounted = False
-        """whether the kernel may have stopped asking us, because somebody has remounted it read-only"""
-        self.on_remount: Callable[[Mount], None] = lambda mount: None
-        self.line = Line()
+        """what `handlers` are but while changes are refused (server/reopening.py)"""
         self.refuses = False
         """whether its superblock was read-only, or about to be, when its cursor was to be set"""
-        self.reopening = threading.Lock()
-        """held from before such a superblock is writable for a moment until it is read-only again"""
-        self.reopened = self.overtaken = False
-        """whether it is writable now for that reason only, and whether somebody has remounted it since"""
-        self.opener = self.closer = 0
-        """the threads that make it writable, and read-only again"""
+        self.reopening: Reopening | None = None
         self.serve_hidden: Handler = _nobody
         self.refused = ""
         """why nothing came of the negotiation with the kernel"""

@@ -22,15 +22,17 @@ filesystem, and is asked for its st_dev; the path to the place, or what was moun
 opens somebody's file. So all this runs on a thread of its own, for which nobody waits for ever (server/syncing.py); the
 thread that handles requests answers what it causes.
 
-A privileged program could forge the handle. OPEN of the hidden file is granted to the thread that is poisoning,
-nobody else.
+A privileged program could forge the handle. OPEN of the hidden file is granted to threads of ours that are
+about to open it, nobody else.
 """
 
+import contextlib
 import errno
 import os
 import stat
 import struct
 import threading
+from collections.abc import Iterator
 
 from overt.fuse.attr import validity
 from overt.fuse.request import Request
@@ -38,7 +40,6 @@ from overt.host import memory, mounts, process
 from overt.host.files import Handle, open_by_handle
 from overt.server.caller import Call
 from overt.server.mount import Mount
-from overt.server.reopening import place
 from overt.wire import fuse
 from overt.wire.record import pack
 
@@ -51,6 +52,28 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # not O_PATH: open_by_
 def new_number() -> int:
     """A number for a mount's hidden file that no node has."""
     return 1 << 62 | int.from_bytes(os.urandom(8)) >> 3
+
+
+@contextlib.contextmanager
+def place(mount: Mount) -> Iterator[int]:
+    """A directory of the mount that nobody else's flags make read-only: of a clone of the place where it is.
+
+    OSError: ENOENT where the server has no place of its own, and what open_tree(2) raises.
+    """
+    if not mount.placed:
+        raise OSError(errno.ENOENT, "the mount is in no namespace of ours")
+    clone = mounts.clone(mount.target)
+    try:
+        mounts.set_attributes(clone, remove=mounts.MOUNT_ATTR_RDONLY)
+        directory = os.open(f"/proc/self/fd/{clone}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(clone)
+    try:
+        if os.fstat(directory).st_dev != mount.device:
+            raise OSError(errno.EXDEV, "something else is mounted over it")
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def poison(mount: Mount, code: int, call: Call) -> None:
@@ -85,23 +108,29 @@ def _through_ours(mount: Mount, code: int) -> None:
 
 
 def _write(mount: Mount, through: int, code: int) -> None:
+    mount.poison = code
+    file = open_hidden(mount, through)
+    try:
+        memory.write_through_mapping(file, _PAGE)
+    except OSError as error:
+        if error.errno != code:
+            raise
+    else:
+        raise OSError(errno.EIO, "the kernel did not take the error")
+    finally:
+        os.close(file)
+
+
+def open_hidden(mount: Mount, through: int) -> int:
+    """The hidden file, opened for writing through some descriptor of the mount. OSError: EROFS if it is read-only."""
     number = mount.hidden
     handle = Handle(_INO64_GEN, struct.pack("=III", number >> 32, number & 0xFFFFFFFF, 0))
-    mount.poisoner = threading.get_native_id()
-    mount.poison = code
+    thread = threading.get_native_id()
+    mount.openers.add(thread)
     try:
-        file = open_by_handle(through, handle, os.O_RDWR)
-        try:
-            memory.write_through_mapping(file, _PAGE)
-        except OSError as error:
-            if error.errno != code:
-                raise
-        else:
-            raise OSError(errno.EIO, "the kernel did not take the error")
-        finally:
-            os.close(file)
+        return open_by_handle(through, handle, os.O_RDWR)
     finally:
-        mount.poisoner = 0
+        mount.openers.discard(thread)
 
 
 def _is_ours(mount: Mount, fd: int) -> int:
@@ -185,7 +214,7 @@ def serve_hidden(mount: Mount, request: Request) -> bytes | None:
         return session.entry(unique, mount.hidden, 0, _NEVER, _attributes(mount))
     if opcode == fuse.FUSE_GETATTR or opcode == fuse.FUSE_SETATTR:
         return session.attr(unique, _NEVER, _attributes(mount))
-    if opcode == fuse.FUSE_OPEN and mount.poisoner and request.pid == mount.poisoner:
+    if opcode == fuse.FUSE_OPEN and request.pid in mount.openers:
         return session.opened(unique, 0, fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE)
     if opcode == fuse.FUSE_READ:
         return session.data(unique, bytes(request.arg[2]))

@@ -1,24 +1,27 @@
-"""Reaching the cursor of a mount whose superblock is read-only (`mount -o remount,ro`, past overt's helper).
+"""Reaching the cursor of a mount whose superblock becomes read-only (`mount -o remount,ro`, past overt's helper).
 
 The kernel asks a read-only superblock nothing: syncfs(2) only compares the caller's cursor with the superblock's
-(fs/sync.c). So an error has to be on that cursor before the next syncfs(2) looks; and what puts it there
+(fs/sync.c). So an error that is owed has to be on that cursor before the next syncfs(2) looks; and what puts it there
 (server/poison.py) opens a file for writing, which a read-only superblock refuses. Therefore it becomes writable for the
-moment that this takes, a millisecond or two, in which the server itself refuses every change with EROFS.
+moment that this takes, a millisecond or two.
 
-    the remount      mount(2) has s_umount, and waits for its SYNCFS. It cannot be told: the answer is thrown away
-                     (fuse_reconfigure). It cannot be poisoned now: opening for writing is refused already
-                     (s_readonly_remount). So a thread of ours asks for a writable superblock, and waits for s_umount;
-                     when it stands in line mount(2) is answered. Any syncfs(2) after the remount comes behind it: the
-                     thread is a real-time one, to which that lock is handed over. From another a reader may steal it
-                     (kernel/locking/rwsem.c, RWSEM_FLAG_HANDOFF).
-    an error later   somebody looks at the upper every few milliseconds while such a mount is there
-                     (server/remounted.py).
+mount(2) has s_umount, and waits for its SYNCFS. It cannot be told: the answer is thrown away (fuse_reconfigure). It
+cannot be poisoned now: opening for writing is refused already (s_readonly_remount). So a thread of ours asks for a
+writable superblock, and waits for s_umount; when it stands in line mount(2) is answered. Any syncfs(2) after the
+remount comes behind it: the thread is a real-time one, to which that lock is handed over. From another a reader may
+steal it (kernel/locking/rwsem.c, RWSEM_FLAG_HANDOFF).
 
-Whoever remounts it meanwhile has the last word: the kernel asks us to flush what is writable when it is remounted.
-Only a remount in the microseconds in which we find out that it is writable for our sake is undone.
+From before it asks until the kernel has the superblock read-only again the server itself refuses every change, for as
+long as that takes. It takes long while somebody keeps trying to open files for writing, for each attempt makes the
+kernel say EBUSY until it is refused. To hold such an attempt back would not help: the kernel counts it before we hear
+of it.
 
-The tempting wrong way is to keep the hidden file open for writing, for then: such a file makes the remount fail
-(EBUSY).
+Only somebody else's remount to writable ends that earlier. The kernel asks us to flush what is writable when it is
+remounted, whichever way; s_umount is held meanwhile, so nothing changes while we look whether a file can be opened for
+writing. If so, it is kept open until our thread has noticed: what it may be asking for already then fails.
+
+The tempting wrong way is to keep the hidden file open for writing, for the next error: such a file makes the remount
+fail (EBUSY).
 """
 
 import contextlib
@@ -26,19 +29,21 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from overt.fuse.request import Request
 from overt.host import mounts
 from overt.server import caller
-from overt.server.mount import Mount
+from overt.server.mount import Mount, Reopening
+from overt.server.poison import open_hidden, place
 from overt.wire import fuse
 
 _IN_LINE = 1.0
 """seconds for a thread to stand in line for s_umount"""
-_CLOSING = 10.0
-"""seconds for files that somebody tries to open for writing to be refused"""
-_PAUSE = 1e-3
+_PAUSE, _LONGEST = 1e-3, 0.25
+"""seconds between two attempts to make it read-only again: at first, and at most"""
+_LONG = 2.0
+"""seconds of attempts, after which an event tells of them"""
 
 _CHANGES = (
     fuse.FUSE_SETATTR, fuse.FUSE_SYMLINK, fuse.FUSE_MKNOD, fuse.FUSE_MKDIR, fuse.FUSE_UNLINK, fuse.FUSE_RMDIR,
@@ -46,134 +51,178 @@ _CHANGES = (
     fuse.FUSE_TMPFILE, fuse.FUSE_WRITE, fuse.FUSE_FALLOCATE, fuse.FUSE_COPY_FILE_RANGE,
 )  # fmt: skip
 
+_deciding = threading.Lock()
+"""held, and only for a moment, by whoever changes a `Reopening` or the handlers of its mount"""
 
-@contextlib.contextmanager
-def place(mount: Mount) -> Iterator[int]:
-    """A directory of the mount that nobody else's flags make read-only: of a clone of the place where it is.
 
-    OSError: ENOENT where the server has no place of its own, and what open_tree(2) raises.
+class _Denied(OSError):
+    """The kernel has not made it writable."""
+
+
+def reopen(mount: Mount, carry: Callable[[], object]) -> None:
+    """While a remount to read-only waits for us: have `carry` called as soon as it is over, with files to be opened.
+
+    Returns when nobody's syncfs(2) can come in between, or after a second.
     """
-    if not mount.placed:
-        raise OSError(errno.ENOENT, "the mount is in no namespace of ours")
-    clone = mounts.clone(mount.target)
+    with _deciding:
+        state = mount.reopening
+        if state is not None and not state.over:
+            state.again = True
+            return
+        if not mount.begin():
+            return
+        state = mount.reopening = Reopening()
+    thread = threading.Thread(target=_run, args=(mount, state, carry), daemon=True)
     try:
-        mounts.set_attributes(clone, remove=mounts.MOUNT_ATTR_RDONLY)
-        directory = os.open(f"/proc/self/fd/{clone}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    finally:
-        os.close(clone)
-    try:
-        if os.fstat(directory).st_dev != mount.device:
-            raise OSError(errno.EXDEV, "something else is mounted over it")
-        yield directory
-    finally:
-        os.close(directory)
-
-
-def is_read_only(mount: Mount) -> bool:
-    """Whether its superblock is read-only. OSError as `place` raises."""
-    with place(mount) as directory:
-        return bool(os.fstatvfs(directory).f_flag & os.ST_RDONLY)
-
-
-@contextlib.contextmanager
-def writable(mount: Mount, directory: int, *, wait: bool) -> Iterator[None]:
-    """While the body runs, files can be opened for writing through `directory`, and by nobody but us.
-
-    On the way out the superblock is made read-only again, by a thread for which nobody waits: it has to wait for those
-    who are in syncfs(2). OSError as fsconfig(2) raises, and EBUSY if that is still under way from the last time; `wait`
-    for it unless it is whoever remounts who keeps it.
-    """
-    if not mount.reopening.acquire(timeout=_CLOSING if wait else 0):
-        raise OSError(errno.EBUSY, "the superblock is still being made read-only again")
-    if mount.account is None or mount.account.owed() is None:  # the last time has seen to it
-        mount.reopening.release()
-        yield
+        thread.start()
+    except RuntimeError as problem:  # no more threads
+        _forget(mount, state)
+        mount.events.say("cursor not set", mount=mount.target, why=str(problem))
         return
-    again = os.dup(directory)
-    closer = threading.Thread(target=_close, args=(mount, again), daemon=True)
-    try:
-        mount.overtaken = False
-        handlers, mount.handlers = mount.handlers, _refusing(mount)
-        try:
-            _open(mount, directory)
-        except BaseException:
-            mount.handlers = handlers
-            raise
-    except BaseException:
-        os.close(again)
-        mount.reopening.release()
-        raise
-    try:
-        yield
-    finally:
-        closer.start()
-
-
-def _open(mount: Mount, directory: int) -> None:
-    failed: list[OSError] = []
-
-    def ask() -> None:
-        try:
-            with contextlib.suppress(OSError):  # without CAP_SYS_NICE it is a matter of microseconds
-                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-            mount.opener = threading.get_native_id()
-            mounts.reconfigure(directory, "rw")
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
     deadline = time.monotonic() + _IN_LINE
-    while thread.is_alive() and not caller.of(thread.native_id or 0).is_remount and time.monotonic() < deadline:
+    while thread.is_alive() and not caller.of(state.thread).is_remount and time.monotonic() < deadline:
         time.sleep(_PAUSE / 10)
-    mount.line.stand()
-    thread.join()
-    mount.opener = 0
-    mount.line.leave()
-    if failed:
-        raise failed[0]
-    mount.reopened = not mount.overtaken
+    with _deciding:
+        state.late = True
 
 
-def _close(mount: Mount, directory: int) -> None:
-    """Make the superblock read-only again, unless somebody else has remounted it since."""
-    mount.closer = threading.get_native_id()
-    mount.line.stand()
-    deadline = time.monotonic() + _CLOSING
+def _forget(mount: Mount, state: Reopening) -> None:
+    with _deciding:
+        state.over = True
+        if mount.reopening is state:
+            mount.reopening = None
+    mount.end()
+
+
+def _run(mount: Mount, state: Reopening, carry: Callable[[], object]) -> None:
     try:
-        while not mount.overtaken:
+        with place(mount) as directory:
+            if not _begin(state, directory):
+                raise OSError(errno.ETIMEDOUT, "the way to the mount took too long")
             try:
-                mounts.reconfigure(directory, "ro")
-                break
-            except OSError as error:
-                # EBUSY: somebody is on his way to a refusal
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    mount.events.say("not read-only again, and refuses changes", mount=mount.target, why=str(error))
-                    return
-                time.sleep(_PAUSE)
+                while not state.over:
+                    _once(mount, state, carry)
+            finally:
+                _end(mount, state)
+    except OSError as problem:
+        mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+    except Exception:
+        mount.events.crash(f"reopening {mount.target}")
     finally:
-        mount.closer = 0
-        mount.line.leave()
+        _forget(mount, state)
+
+
+def _begin(state: Reopening, directory: int) -> bool:
+    with _deciding:
+        if not state.late:
+            state.directory = directory
+            state.thread = threading.get_native_id()
+    return state.thread != 0
+
+
+def _end(mount: Mount, state: Reopening) -> None:
+    with _deciding:
+        state.over = True
+        state.thread = 0  # closing our directory may be what ends the mount: that is a question like others
+        mount.handlers = mount.served
+    if state.guard >= 0:
+        os.close(state.guard)
+
+
+def _once(mount: Mount, state: Reopening, carry: Callable[[], object]) -> None:
+    """Make it writable, carry, and make it read-only again. OSError: it could not be made writable."""
+    _refuse_changes(mount, state)
+    denied = False
+    try:
+        _make_writable(state)
+        carry()
+    except _Denied:
+        denied = True
+        raise
+    except Exception:
+        mount.events.crash(f"setting the cursor of {mount.target}")
+    finally:
+        if not denied:
+            _make_read_only(mount, state)
+    with _deciding:
+        owed = state.again and mount.account is not None and mount.account.owed() is not None
+        state.again = False
+        state.over = state.overtaken.is_set() or mount.gone or not owed
+
+
+def _make_writable(state: Reopening) -> None:
+    with contextlib.suppress(OSError):  # without CAP_SYS_NICE it is a matter of microseconds
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        mounts.reconfigure(state.directory, "rw")
+    except OSError as problem:
+        raise _Denied(problem.errno, problem.strerror) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _make_read_only(mount: Mount, state: Reopening) -> None:
+    """Ask until it is so, unless somebody else has remounted it to writable since, or the mount is dead."""
+    state.closing = True
+    began, pause, said = time.monotonic(), _PAUSE, False
+    while _refuse_changes(mount, state) and not mount.gone:
+        try:
+            mounts.reconfigure(state.directory, "ro")
+            break
+        except Exception as problem:
+            _refuse_changes(mount, state)
+            if not said and time.monotonic() - began > _LONG:
+                said = True
+                mount.events.say("not read-only again yet, refuses changes", mount=mount.target, why=str(problem))
+        state.overtaken.wait(pause)
+        pause = min(2 * pause, _LONGEST)
+    state.closing = False
+
+
+def _refuse_changes(mount: Mount, state: Reopening) -> bool:
+    """Whether we have to: nobody else has made it writable."""
+    with _deciding:
+        if state.overtaken.is_set():
+            return False
+        mount.handlers = _refusing(mount)
+        return True
+
+
+def asked(mount: Mount, state: Reopening) -> None:
+    """Our own thread's request has made the kernel ask for a flush.
+
+    If it is to be read-only again, then the kernel refuses changes by now: we need not, and soon must not. If it was to
+    be made writable, then somebody else has made it so since the remount.
+    """
+    with _deciding:
+        if not state.closing:
+            state.overtaken.set()
+        mount.handlers = mount.served
+
+
+def remounted(mount: Mount) -> None:
+    """Somebody else remounts it, and waits for us: if to writable, then it is as he says from now on. A worker's."""
+    with _deciding:
+        state = mount.reopening
+        if state is None or state.over or state.directory < 0 or state.overtaken.is_set():
+            return
+        directory = os.dup(state.directory)
+    try:
+        guard = open_hidden(mount, directory)
+    except OSError as problem:
+        if problem.errno != errno.EROFS:
+            mount.events.say("stays read-only", mount=mount.target, why=str(problem))
+        return
+    finally:
         os.close(directory)
-        mount.reopening.release()
-
-
-def leave(mount: Mount) -> None:
-    """It is being made read-only again, and the kernel refuses changes by now: we need not, and soon must not."""
-    mount.reopened = False
-    mount.handlers = mount.served
-
-
-def overtake(mount: Mount) -> None:
-    """Somebody else remounts it: if it is writable for our sake, it is as he says from now on."""
-    if mount.reopened:
-        was_writable(mount)
-
-
-def was_writable(mount: Mount) -> None:
-    """It is so without us: the kernel has asked to flush what was to be made writable, or somebody remounts that."""
-    mount.overtaken = True
-    leave(mount)
+    with _deciding:
+        if not state.over:
+            state.guard, guard = guard, -1
+            state.overtaken.set()
+            mount.handlers = mount.served
+    if guard >= 0:
+        os.close(guard)
 
 
 def _refusing(mount: Mount) -> list[Callable[[Mount, Request], bytes | memoryview | None]]:

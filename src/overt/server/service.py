@@ -33,7 +33,6 @@ from overt.server.layers import (
 from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
-from overt.server.remounted import Remounted
 from overt.server.syncing import NAMED, carry_over
 from overt.server.trees import make_tree
 from overt.server.viewed import ViewedMount
@@ -68,7 +67,6 @@ class Service:
         self._delivers: dict[str, bool] = {}
         self._grants: WeakKeyDictionary[Upper, bool] = WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._remounted = Remounted()
         self._changed = threading.Condition(self._lock)
         self.empty = threading.Event()
         """set while there is no mount"""
@@ -186,7 +184,6 @@ class Service:
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
         mount.handlers = mount.served = TABLE
-        mount.on_remount = self._remounted.add
         mount.serve_hidden = serve_hidden
         problem = None
         try:
@@ -297,8 +294,8 @@ class Service:
         registry.remove(mount.registered)
         self.events.say("unmounted", **record)
         # Who mounts the same directories again should not find them in use. Another namespace may still have the mount.
-        seen = mount.kind != "fuseblk" or mount.remounted  # with the latter we may still be looking
-        patience = _LAST_SERVED if mount.destroyed or mount.reopening.locked() else _PLAIN if seen else 0.0
+        held = mount.destroyed or mount.reopening is not None
+        patience = _LAST_SERVED if held else _PLAIN if mount.kind != "fuseblk" else 0.0
         self._wait_until_gone(mount, patience)
         return record
 

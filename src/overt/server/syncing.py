@@ -16,7 +16,7 @@ from overt.server import caller
 from overt.server.directories import open_upper
 from overt.server.mount import Handle, Mount
 from overt.server.poison import poison
-from overt.server.reopening import is_read_only, leave, overtake, place, was_writable, writable
+from overt.server.reopening import asked, remounted, reopen
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.wire import fuse
@@ -103,11 +103,9 @@ def syncfs(mount: Mount, request: Request) -> Reply:
     mount.tells_syncfs = True
     if mount.upper is None or mount.probing:
         return mount.session.empty(request.unique)
-    if request.pid == mount.closer != 0:
-        leave(mount)
-        return mount.session.empty(request.unique)
-    if request.pid == mount.opener != 0:
-        was_writable(mount)
+    reopening = mount.reopening
+    if reopening is not None and request.pid == reopening.thread != 0:
+        asked(mount, reopening)
         return mount.session.empty(request.unique)
     if mount.volatile:
         return _volatile(mount, request)
@@ -132,16 +130,9 @@ def _ask(mount: Mount, request: Request, call: caller.Call) -> None:
     if call.is_sync:
         _answer(mount, request, 0)
         return
-    if call.is_remount:
-        mount.remounted = True
-        overtake(mount)
-    elif call.is_syncfs and not mount.reopening.locked():
-        mount.remounted = False
 
     def flushed(error: OSError | None) -> None:
-        if error is None and account.owed() is None:
-            if call.is_remount:
-                mount.on_remount(mount)
+        if error is None and account.owed() is None and not (call.is_remount and mount.reopening is not None):
             _answer(mount, request, 0)
         else:
             mount.pool.submit(_settle, mount, request, call, error)
@@ -158,69 +149,31 @@ def _answer(mount: Mount, request: Request, code: int) -> None:
 def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | None) -> None:
     """After the flush: carry over what is owed, and answer. Made by a worker."""
     code = error.errno or errno.EIO if error is not None else 0
-    unanswered = threading.Lock()
-
-    def answer() -> None:
-        if unanswered.acquire(blocking=False):
-            _answer(mount, request, code)
-
-    mount.begin()
     try:
         if call.is_remount:
-            mount.on_remount(mount)
-        if not call.is_syncfs:
-            mount.line.expect(answer)
+            remounted(mount)
         if call.is_syncfs or call.is_remount or not call.is_known:
             # A flush that failed is on the cursor too, so that who is told by this answer is not told again. What
             # cannot be put there is told by this answer; it stays owed, and the next to ask is told as well.
             owed = _carry(mount, call)
-            if owed and mount.refuses and not call.is_syncfs:
-                _reopen(mount, wait=False)
+            if owed and mount.refuses and call.is_remount:
+                # Not while `settling` is held: who is in syncfs(2) has s_umount, for which it waits, and may need that.
+                reopen(mount, lambda: _carry(mount, caller.UNKNOWN))
             code = owed or code
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
         code = code or errno.EIO
     finally:
-        if not call.is_syncfs:
-            mount.line.expect(None)
-        answer()
-        mount.end()
+        _answer(mount, request, code)
 
 
 def carry_over(mount: Mount) -> None:
     """Where the kernel keeps syncfs(2) from us: put a known error on the cursor at once. Made by a worker."""
     try:
-        if not mount.remounted:
-            _carry(mount, caller.UNKNOWN)
-        elif mount.reopening.locked() or is_read_only(mount):  # else the kernel asks again
-            _reopen(mount, wait=True)
-    except OSError as problem:
-        mount.events.say("cursor not set", mount=mount.target, why=str(problem))
+        _carry(mount, caller.UNKNOWN)
     except Exception:
         mount.events.crash(f"carrying an error over to {mount.target}")
     mount.end()
-
-
-def _reopen(mount: Mount, *, wait: bool) -> None:
-    """Carry over what is owed by a superblock that is read-only; `wait`: see `writable`. In bounded time, as `_carry`.
-
-    Not while `settling` is held: who is in syncfs(2) has s_umount, for which this has to wait, and may need the other.
-    """
-
-    def reopen() -> None:
-        try:
-            with place(mount) as directory, writable(mount, directory, wait=wait):
-                _carry(mount, caller.UNKNOWN)
-        except OSError as problem:
-            mount.events.say("cursor not set", mount=mount.target, why=str(problem))
-        except Exception:
-            mount.events.crash(f"setting the cursor of {mount.target}")
-        mount.end()
-
-    if mount.begin():
-        thread = threading.Thread(target=reopen, daemon=True)
-        thread.start()
-        thread.join(_PATIENCE)
 
 
 def _carry(mount: Mount, call: caller.Call) -> int:
