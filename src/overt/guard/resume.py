@@ -61,8 +61,8 @@ def known_errors(entries: Mapping[str, Entry]) -> dict[int, list[UpperError]]:
         s_dev: [UpperError(*error) for error in entry.value["errors"]] for s_dev, entry in _of_kind(entries, "upper")
     }
     for _, entry in _of_kind(entries, "overlay"):
-        mounted_at, reached, *_ = entry.value["account"]
-        number = max(mounted_at, reached)
+        account = entry.value["account"]
+        number = max(account["mounted_at"], account["reached"])
         known = errors.setdefault(superblock(entry.fds[1]), [])
         if number > (known[-1].number if known else 0):
             known.append(UpperError(number, errno.EIO, time.time(), "account", False))
