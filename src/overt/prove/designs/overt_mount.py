@@ -9,8 +9,7 @@ from overt.prove.world import UPPER, File, Party, Upper
 class OvertMount(Watching):
     """An error that the ledger says is owed is put on the cursor of the overlay's own superblock while syncfs(2) waits;
     who is told is then the kernel's errseq. On a superblock that was remounted read-only syncfs(2) does not reach the
-    server, so that the error is put there before: at the remount, and when a later one is noticed. A volatile mount is
-    not looked after in this way."""
+    server, so that the error is put there at the remount. A volatile mount is not looked after in this way."""
 
     name = "overt"
     title = "overt mount"
