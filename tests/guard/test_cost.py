@@ -51,14 +51,20 @@ while os.getppid() == parent:
 """
 
 
-@pytest.mark.parametrize("processors", ["awake", "as they are"])
-def test_a_clean_syncfs_costs_little_more(bare: Ground, processors: str) -> None:
-    """Interleaved; of each the best round, as whatever else the machine does is no cost of the guard's."""
+@pytest.mark.parametrize(
+    ("processors", "most"),
+    [pytest.param("awake", MOST, marks=pytest.mark.long), ("awake", MOST_OTHERWISE), ("as they are", MOST_OTHERWISE)],
+)
+def test_a_clean_syncfs_costs_little_more(bare: Ground, processors: str, most: float) -> None:
+    """Interleaved; of each the best round, as whatever else the machine does is no cost of the guard's.
+
+    The strict bound is for a machine that nobody else uses, and so for the long runs.
+    """
     with awake() if processors == "awake" else nullcontext(0) as ours:
-        compare_syncfs(bare, ours)
+        compare_syncfs(bare, ours, most)
 
 
-def compare_syncfs(bare: Ground, ours: int) -> None:
+def compare_syncfs(bare: Ground, ours: int, most: float) -> None:
     native = bare.container()
     bare.start_guard()
     guarded = bare.container()
@@ -74,7 +80,6 @@ def compare_syncfs(bare: Ground, ours: int) -> None:
         f"syncfs, nothing to flush: native {best[native]:.1f} us, guarded {best[guarded]:.1f} us "
         f"(medians of rounds: {median[native]:.1f}, {median[guarded]:.1f}); busy in {busy} of {ROUNDS} rounds"
     )
-    most = MOST if ours and busy <= ROUNDS // 4 else MOST_OTHERWISE
     assert best[guarded] - best[native] <= most
 
 
