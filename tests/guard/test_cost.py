@@ -15,9 +15,9 @@ pytestmark = pytest.mark.root
 
 ROUNDS = 24
 CALLS = 100
-MOST, ROUGHLY_MOST = 60.0, 300.0
+MOST, ROUGHLY_MOST = 60.0, 150.0
 """microseconds above native, of a syncfs(2) with nothing to flush: what is wanted where the processors are free and
-awake; and what no machine that has other work, or a noisy host, should exceed: it has been seen to take 130"""
+awake; and when each of its three switches of process waits, for others' work or for a processor to wake up"""
 BATCHES = {"fsync": 50, "write": 1000}
 WITHIN, ROUGHLY = 1.01, 1.1
 ATTEMPTS = 6
@@ -71,14 +71,17 @@ def compare_syncfs(bare: Ground, ours: int, most: float) -> None:
     fds = {container: container.open() for container in (native, guarded)}
     busy = 0
     took: dict[Container, list[float]] = {native: [], guarded: []}
-    for _ in range(ROUNDS):
-        busy += is_busy(ours)
-        for container, fd in fds.items():
-            took[container].append(container.ask("measure", "syncfs", fd, CALLS) / 1000)
+    for _ in range(ATTEMPTS):
+        for _ in range(ROUNDS):
+            busy += is_busy(ours)
+            for container, fd in fds.items():
+                took[container].append(container.ask("measure", "syncfs", fd, CALLS) / 1000)
+        if min(took[guarded]) - min(took[native]) <= most:
+            break
     best, median = ({each: pick(took[each]) for each in took} for pick in (min, statistics.median))
     print(
         f"syncfs, nothing to flush: native {best[native]:.1f} us, guarded {best[guarded]:.1f} us "
-        f"(medians of rounds: {median[native]:.1f}, {median[guarded]:.1f}); busy in {busy} of {ROUNDS} rounds"
+        f"(medians of rounds: {median[native]:.1f}, {median[guarded]:.1f}); busy in {busy} of {len(took[native])}"
     )
     assert best[guarded] - best[native] <= most
 
