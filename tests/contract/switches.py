@@ -397,10 +397,11 @@ def asking() -> None:
 
 def faults_of_changes(path: str) -> None:
     """The same for the system calls that make, remove and rename names, once what is concerned is in the upper."""
-    from overt.tree import change, copyup, owners
+    from overt.tree import change, copyup, making, owners, steps
 
     kept = copyup.os, copyup.fcntl, copyup.utimensat
     faults(path)
     owners.os = copyup.os
-    change.os, (copyup.os, copyup.fcntl, copyup.utimensat) = copyup.os, kept
-    change.renameat2 = change.os.module_counted("renameat2", change.renameat2)
+    counted, (copyup.os, copyup.fcntl, copyup.utimensat) = copyup.os, kept
+    steps.os = making.os = change.os = counted
+    making.renameat2 = change.renameat2 = counted.module_counted("renameat2", change.renameat2)

@@ -8,7 +8,7 @@ import pytest
 
 from overt.host import mounts
 from overt.host.files import RENAME_EXCHANGE
-from overt.tree import change, reading
+from overt.tree import change, making, reading
 from overt.tree.copyup import copy_up
 from overt.tree.layer import DescriptorCache, Layer
 from overt.tree.node import Node
@@ -118,15 +118,15 @@ def test_names_that_change_leave_nothing_behind(furnished: Layers) -> None:
         now(lambda: change.rename(tree, a, b"moved", a, b"same", RENAME_EXCHANGE))
         now(lambda: change.unlink(tree, b, b"lower1"))
         now(lambda: change.unlink(tree, a, b"same"))
-        made = kernel.told(change.mkdir(tree, b, b"new", 0o755)[0])
-        node, _, fd = change.create(tree, made, b"file", os.O_RDWR, 0o600)
+        made = kernel.told(making.mkdir(tree, b, b"new", 0o755)[0])
+        node, _, fd = making.create(tree, made, b"file", os.O_RDWR, 0o600)
         kernel.told(node)
         os.close(fd)
-        change.link(tree, node, a, b"again")
+        making.link(tree, node, a, b"again")
         change.unlink(tree, made, b"file")
         change.unlink(tree, a, b"again")
         change.remove_dir(tree, b, b"new")
-        nameless, _, fd = change.tmpfile(tree, a, os.O_RDWR, 0o600)
+        nameless, _, fd = making.tmpfile(tree, a, os.O_RDWR, 0o600)
         kernel.told(nameless)
         os.close(fd)
         kernel.look("a/moved")

@@ -37,7 +37,7 @@ from overt.host.files import fallocate as host_fallocate
 from overt.server import identity
 from overt.server.attributes import drop_privileges
 from overt.server.mount import UNTIL_ASKED, Handle, Mount
-from overt.tree import change
+from overt.tree import making
 from overt.tree.copyup import copy_up
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -127,7 +127,7 @@ def create(mount: Mount, request: Request) -> Reply:
     flags, mode, umask = request.arg[:3]
     mount.become(request, umask)
     tree = mount.tree
-    node, st, fd = change.create(tree, tree.node(request.nodeid), request.name, _ours(mount, flags), mode)
+    node, st, fd = making.create(tree, tree.node(request.nodeid), request.name, _ours(mount, flags), mode)
     return _created(mount, request, node, st, fd)
 
 
@@ -137,7 +137,7 @@ def tmpfile(mount: Mount, request: Request) -> Reply:
     mount.become(request, umask)
     tree = mount.tree
     keep = os.O_EXCL & flags
-    node, st, fd = change.tmpfile(tree, tree.node(request.nodeid), _ours(mount, flags) | keep, mode)
+    node, st, fd = making.tmpfile(tree, tree.node(request.nodeid), _ours(mount, flags) | keep, mode)
     return _created(mount, request, node, st, fd)
 
 

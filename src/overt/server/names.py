@@ -6,7 +6,7 @@ from overt.fuse.request import Request
 from overt.server import identity
 from overt.server.data import tidy
 from overt.server.mount import Mount
-from overt.tree import change, reading
+from overt.tree import change, making, reading
 
 Reply = bytes | memoryview | None
 
@@ -43,28 +43,28 @@ def mkdir(mount: Mount, request: Request) -> Reply:
     """MKDIR."""
     mode, umask = request.arg
     mount.become(request, umask)
-    return mount.entry(request, *change.mkdir(mount.tree, mount.tree.node(request.nodeid), request.name, mode))
+    return mount.entry(request, *making.mkdir(mount.tree, mount.tree.node(request.nodeid), request.name, mode))
 
 
 def mknod(mount: Mount, request: Request) -> Reply:
     """MKNOD."""
     mode, rdev, umask = request.arg[:3]
     mount.become(request, umask)
-    return mount.entry(request, *change.mknod(mount.tree, mount.tree.node(request.nodeid), request.name, mode, rdev))
+    return mount.entry(request, *making.mknod(mount.tree, mount.tree.node(request.nodeid), request.name, mode, rdev))
 
 
 def symlink(mount: Mount, request: Request) -> Reply:
     """SYMLINK."""
     mount.become(request, 0)
     parent = mount.tree.node(request.nodeid)
-    return mount.entry(request, *change.symlink(mount.tree, parent, request.name, request.name2))
+    return mount.entry(request, *making.symlink(mount.tree, parent, request.name, request.name2))
 
 
 def link(mount: Mount, request: Request) -> Reply:
     """LINK."""
     identity.become_root()
     node = mount.tree.node(request.arg[0])
-    st = change.link(mount.tree, node, mount.tree.node(request.nodeid), request.name)
+    st = making.link(mount.tree, node, mount.tree.node(request.nodeid), request.name)
     return mount.entry(request, node, st)
 
 

@@ -15,7 +15,7 @@ from overt.host import mounts, process
 from overt.host.files import syncfs
 from overt.ledger import UpperError
 from overt.overlay.options import OptionError, Options
-from overt.server import data, registry
+from overt.server import data, registry, report
 from overt.server.connect import connect
 from overt.server.engine import Engine
 from overt.server.handlers import TABLE
@@ -33,7 +33,7 @@ from overt.server.layers import (
 from overt.server.mount import Mount
 from overt.server.poison import new_number, serve_hidden
 from overt.server.pool import Pool
-from overt.server.syncing import NAMED, carry_over
+from overt.server.syncing import carry_over
 from overt.server.trees import make_tree
 from overt.server.viewed import ViewedMount
 from overt.server.watchdog import Watchdog, abort, is_stuck
@@ -47,8 +47,6 @@ _CLOSING = 60.0
 """seconds in which everything is unmounted, when the server ends"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
-_SHOWN = 20
-"""how many lost files of a mount its status names"""
 
 
 class Service:
@@ -285,10 +283,10 @@ class Service:
         if not mount.begin():
             return {"mount": mount.target, "verdict": "gone"}
         try:
-            self._flush(mount)  # so that little is left for the one that counts
+            report.flush(mount)  # so that little is left for the one that counts
             _take_down(mount)
             mount.placed = False
-            record = self._record(mount, self._flush(mount))  # nobody can write any more
+            record = report.verdict(mount, report.flush(mount))  # nobody can write any more
         finally:
             mount.end()
         registry.remove(mount.registered)
@@ -304,60 +302,9 @@ class Service:
         if not mount.begin():
             return {"mount": mount.target, "verdict": "gone"}
         try:
-            return self._record(mount, self._flush(mount))
+            return report.verdict(mount, report.flush(mount))
         finally:
             mount.end()
-
-    def _flush(self, mount: Mount) -> OSError | None:
-        """Flush an ordinary mount's upper, or look at a volatile one's; return why that failed."""
-        if mount.upper is None:
-            return None
-        if mount.volatile:
-            mount.upper.check()
-            return None
-        failed: list[OSError | None] = []
-        done = threading.Event()
-
-        def flushed(error: OSError | None) -> None:
-            failed.append(error)
-            done.set()
-
-        mount.upper.flush(flushed)
-        done.wait()
-        return failed[0]
-
-    def _record(self, mount: Mount, flush: OSError | None) -> dict[str, Any]:
-        errors = mount.account.count if mount.account is not None else 0
-        lost = sorted(set(mount.lost) | set(self._lost_by_inode(mount)))
-        record: dict[str, Any] = {
-            "mount": mount.target,
-            "volatile": mount.volatile,
-            "flushed": mount.upper is not None and not mount.volatile and flush is None,
-            "errors": errors,
-        }
-        if lost:
-            named = {"files": lost[:NAMED], "perhaps_more": len(lost) >= NAMED}
-            return record | {"verdict": "lost"} | named
-        return record | {"verdict": "may be lost" if errors or flush else "no error recorded"}
-
-    def _lost_by_inode(self, mount: Mount) -> list[str]:
-        """Files of this mount that the tracepoint saw fail."""
-        if mount.upper is None or mount.account is None:
-            return []
-        inodes = mount.upper.failed(mount.account.mounted_at)
-        if not inodes:
-            return []
-        root = f"/proc/self/fd/{mount.tree.layers[0].root}"
-        found = []
-        for directory, _, files in os.walk(root):
-            for name in files:
-                path = os.path.join(directory, name)
-                try:
-                    if os.lstat(path).st_ino in inodes:
-                        found.append(path[len(root) :])
-                except OSError:
-                    continue  # removed or unreadable meanwhile: it cannot be named
-        return found
 
     def close(self) -> list[str]:
         """Unmount everything, lazily what is busy; return what could not be unmounted, a line each.
@@ -430,7 +377,7 @@ class Service:
     def _upper_error(self, error: UpperError, upper: Upper) -> None:
         self.events.say(
             "upper error",
-            upper=_device(upper),
+            upper=report.device(upper),
             error=error.errno,
             number=error.number,
             source=error.source,
@@ -454,8 +401,8 @@ class Service:
         return {
             "pid": os.getpid(),
             "leaders_replaced": self.engine.replaced,
-            "mounts": [_mount_status(mount) for mount in live],
-            "uppers": [_upper_status(upper) for upper in uppers.values()],
+            "mounts": [report.mount_status(mount) for mount in live],
+            "uppers": [report.upper_status(upper) for upper in uppers.values()],
             "events": self.events.counts,
         }
 
@@ -484,39 +431,3 @@ def _take_down(mount: Mount) -> None:
         with mount.settling:  # not held across umount(2), which may have to wait for an error to be carried over
             pass
         mounts.umount(mount.target)
-
-
-def _mount_status(mount: Mount) -> dict[str, Any]:
-    return {
-        "target": mount.target,
-        "lower": list(mount.options.lower),
-        "upper": mount.options.upper,
-        "fsync": mount.options.fsync,
-        "kind": mount.kind,
-        "passthrough": mount.passthrough,
-        "syncfs": mount.tells_syncfs,
-        "since": mount.since,
-        "seconds": round(time.time() - mount.since, 1),
-        "nodes": len(mount.tree.nodes),
-        "open": len(mount.handles),
-        "errors": mount.account.count if mount.account else 0,
-        "told": mount.account.told if mount.account else 0,
-        "lost": list(mount.lost)[-_SHOWN:],
-        "lost_files": len(mount.lost),
-    }
-
-
-def _upper_status(upper: Upper) -> dict[str, Any]:
-    ledger = upper.ledger
-    return {
-        "device": _device(upper),
-        "eyes": upper.eyes,
-        "flushes": upper.flushes,
-        "taken_from_host": upper.taken,
-        "recorded": ledger.count,
-        "errors": [{**error._asdict(), "told": ledger.told(error)} for error in ledger.errors],
-    }
-
-
-def _device(upper: Upper) -> str:
-    return f"{os.major(upper.s_dev)}:{os.minor(upper.s_dev)}"
