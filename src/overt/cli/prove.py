@@ -55,7 +55,7 @@ def command(
 ) -> int:  # fmt: skip
     """Check which design tells whom, over every history.
 
-    Without arguments: all designs, and all use cases of docs/contract.md. With a DESIGN: its use cases, and what was
+    Without arguments: all designs, and all use cases of docs/use-cases.md. With a DESIGN: its use cases, and what was
     visited. With a USE-CASE (U5): the shortest history that breaks it, if there is one.
 
     Ctrl-C prints what is known so far. Exit status 0; 1 if overt breaks a use case that is a must; 130 after Ctrl-C.
