@@ -27,7 +27,7 @@ def split(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
 
 
 @click.command("bench")
-@click.option("--quick", is_flag=True, help="Smaller trees and files: about a minute.")
+@click.option("--quick", is_flag=True, help="Smaller trees and files: about a minute and a half.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often all is measured.")
 @click.option("--only", multiple=True, metavar="ROW", callback=split, help="Only these rows (repeat, or use commas).")
 @click.option("--systems", multiple=True, metavar="NAMES", callback=split, help=f"Of {', '.join(SYSTEMS)}.")
