@@ -104,6 +104,8 @@ class Fuzz:
             entries = DirBuffer(min(request.arg[2], 4096) if request.arg else 0)
             entries.add(1, 1, 4, b".")
             self.account(session.directory(unique, entries))
+        elif reply == "ioctl":
+            self.account(session.ioctl(unique, 0, bytes(request.payload)))
         else:
             self.account(session.data(unique, bytes(request.payload)))
 

@@ -30,6 +30,10 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FICLONE = 0x40049409
 BLKFLSBUF = 0x1261
 FS_IOC_GETFSUUID = 0x80111500
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
 
 # sync_file_range(2)
 _SYNC_FILE_RANGE_WRITE = 2
@@ -86,6 +90,20 @@ def birth_time(dir_fd: int, name: bytes) -> float | None:
     """
     granted, seconds, nanoseconds = _STATX_BTIME.unpack_from(statx(dir_fd, name, AT_SYMLINK_NOFOLLOW, STATX_BTIME))
     return seconds + nanoseconds / 1e9 if granted & STATX_BTIME else None
+
+
+_STATX_ATTRIBUTES = struct.Struct("=8x Q")
+
+
+def attributes(dir_fd: int, name: bytes) -> int:
+    """The stx_attributes (STATX_ATTR_*) of the file `name`, or a symlink of that name; of `dir_fd` itself if empty.
+
+    None are set where the filesystem does not say. OSError.
+    """
+    room = _Statx()
+    check(_statx_raw(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, 0, room), name)
+    found: int = _STATX_ATTRIBUTES.unpack_from(room)[0]
+    return found
 
 
 class Whereabouts(NamedTuple):

@@ -18,6 +18,8 @@ METACOPY = b"metacopy"
 """A file that was copied up without its data (metacopy=on): what it holds itself is a hole."""
 NLINK = b"nlink"
 """A file in the index: how many links it has with those that only lower layers have (overt.overlay.index)."""
+PROTATTR = b"protattr"
+"""A file that is immutable or append-only in the overlay (overt.overlay.protection)."""
 UPPER = b"upper"
 """The index: the file handle of the upper's root that it belongs to."""
 

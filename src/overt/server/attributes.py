@@ -9,10 +9,12 @@ from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
+from overt.overlay import protection
 from overt.server import identity
 from overt.server.caller import groups_of
 from overt.server.mount import UNTIL_ASKED, Mount, whole
 from overt.tree.copyup import Filling, changing, copy_up
+from overt.tree.flags import protection_of, refuse
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.tree import Tree
@@ -22,6 +24,8 @@ from overt.wire.record import unpack_from
 Reply = bytes | memoryview | None
 
 _CAPABILITY = b"security.capability"
+_TOUCH = fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+"""utimensat(2) without times, which is no more than a write would do"""
 _CHANGES = (
     fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME
     | fuse.FATTR_KILL_SUIDGID
@@ -63,6 +67,8 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     if valid & fuse.FATTR_MODE and stat.S_ISLNK(node.mode):  # older kernels pass it on, and chmod(2) would follow
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     identity.become_root()
+    if protection_of(tree, node):
+        refuse(tree, node, _forbidding(valid))
     sized = bool(valid & fuse.FATTR_SIZE)
     copy_up(tree, node, size if sized else None, data=sized)
     if valid & fuse.FATTR_SIZE:
@@ -95,6 +101,17 @@ def setattr_(mount: Mount, request: Request) -> Reply:
                 _note_times(filling, times)
     tree.touched(node)
     return getattr_(mount, request)
+
+
+def _forbidding(valid: int) -> int:
+    """Which flags of a file forbid a change (fs/attr.c, may_setattr; fs/open.c, vfs_truncate, do_ftruncate)."""
+    if valid & fuse.FATTR_SIZE:  # whoever has it open for writing may cut it, but not where it may only grow
+        return protection.APPEND if valid & fuse.FATTR_FH else protection.BOTH
+    if valid & (fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID):
+        return protection.BOTH
+    if not valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
+        return 0
+    return protection.IMMUTABLE if valid & _TOUCH == _TOUCH else protection.BOTH
 
 
 def _note_times(filling: Filling, times: list[tuple[int, int]]) -> None:
@@ -194,6 +211,7 @@ def setxattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
+    refuse(tree, node)
     copy_up(tree, node)
     node.xattrs = None
     name, flags = tree.stored_xattr(node, request.name), request.arg[1]
@@ -214,6 +232,7 @@ def removexattr(mount: Mount, request: Request) -> Reply:
     identity.become_root()
     tree = mount.tree
     node = tree.node(request.nodeid)
+    refuse(tree, node)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
         os.getxattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)
     copy_up(tree, node)

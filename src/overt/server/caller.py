@@ -12,6 +12,8 @@ from typing import NamedTuple
 # syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
 _SYNCFS = {"x86_64": (306, 344), "aarch64": (267, 388)}.get(platform.machine(), ())
 _SYNC = {"x86_64": (162, 36), "aarch64": (81, 36)}.get(platform.machine(), ())
+# ioctl(2), and file_getattr(2) and file_setattr(2), which have one number everywhere.
+_FLAGS = {"x86_64": (16, 54, 468, 469), "aarch64": (29, 54, 468, 469)}.get(platform.machine(), ())
 # mount(2), and fsconfig(2), which has one number everywhere.
 _REMOUNT = {"x86_64": (165, 21, 431), "aarch64": (40, 21, 431)}.get(platform.machine(), ())
 
@@ -42,6 +44,11 @@ class Call(NamedTuple):
     def is_syncfs(self) -> bool:
         """Whether it is syncfs(2); `argument` is its descriptor then."""
         return self.number in _SYNCFS
+
+    @property
+    def is_about_flags(self) -> bool:
+        """Whether it is one that may ask for a file's flags, or set them; it opens no file for its caller."""
+        return self.number in _FLAGS
 
     @property
     def is_remount(self) -> bool:

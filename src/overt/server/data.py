@@ -20,6 +20,10 @@ The kernel does not know the times that a mapping's writes leave: attributes of 
 writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if they are not
 the ones it was given. What write(2) changes it knows.
 
+Neither fcntl(2), which can take O_APPEND away, nor a mapping asks whether a file is append-only. So who opens one to
+append writes here, and can share no mapping (FOPEN_DIRECT_IO; the kernel is not told FUSE_DIRECT_IO_ALLOW_MMAP). If
+he could map it and it has a backing, which would be what he maps, it gets a new number, which has none.
+
 Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
 descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
 """
@@ -33,12 +37,15 @@ import time
 
 from overt.fuse import notify
 from overt.fuse.request import Request
+from overt.host.files import FALLOC_FL_KEEP_SIZE
 from overt.host.files import fallocate as host_fallocate
-from overt.server import identity
+from overt.overlay import protection
+from overt.server import caller, identity
 from overt.server.attributes import drop_privileges
 from overt.server.mount import UNTIL_ASKED, Handle, Mount
 from overt.tree import making
 from overt.tree.copyup import copy_up
+from overt.tree.flags import protection_of, refuse
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.wire import fuse
@@ -51,6 +58,8 @@ _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | o
 _SYNC = os.O_SYNC | os.O_DSYNC
 _SOON = 1.0
 """seconds in which the kernel opens again what was refused with ESTALE"""
+_GLANCES = 20
+"""how often to look which call a thread is in that has not gone to sleep yet"""
 _PILE = 32
 """how many released files may wait to be closed"""
 
@@ -82,13 +91,20 @@ def open_(mount: Mount, request: Request) -> Reply:
     flags = request.arg[0]
     tree = mount.tree
     node = tree.node(request.nodeid)
+    if not flags and (request.nodeid != node.id or _has_moved(node)) and _asks_for_flags(request):
+        handle = _entered(mount, node, tree.open(node, os.O_RDONLY), 0)
+        return mount.session.opened(request.unique, handle.fh, fuse.FOPEN_NOFLUSH)
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     cut = flags & os.O_TRUNC
+    appends = False
+    if (writes or cut) and protection_of(tree, node):
+        refuse(tree, node, protection.BOTH if cut or not flags & os.O_APPEND else protection.IMMUTABLE)
+        appends = True
     if (writes or cut) and (node.layer != UPPER or node.data is not None):
         identity.become_root()
         copy_up(tree, node, 0 if cut else None, data=True)
-    backing = node.backing
-    if backing is not None and backing.layer != (node.data or node).layer:
+    in_use = node.backing is not None and node.backing.users > 0
+    if _has_moved(node) or (appends and in_use and flags & os.O_ACCMODE == os.O_RDWR):
         tree.renumber(node)
         node.backing = None
     below = None
@@ -99,15 +115,32 @@ def open_(mount: Mount, request: Request) -> Reply:
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
         drop_privileges(tree, node, request)
-    handle = _opened(mount, request, node, fd, writes=writes, below=below)
+    handle = _opened(mount, request, node, fd, writes=writes, below=below, appends=appends)
     return mount.session.opened(request.unique, handle.fh, *_how(handle))
 
 
+def _has_moved(node: Node) -> bool:
+    """Whether a file was copied up since it was opened as it is open."""
+    return node.backing is not None and node.backing.layer != (node.data or node).layer
+
+
+def _asks_for_flags(request: Request) -> bool:
+    """Whether the kernel opens for itself, to ask for flags (server/flags.py): ESTALE would be what its caller gets.
+
+    It does so without O_LARGEFILE, as a program of 32 bits may.
+    """
+    for _ in range(_GLANCES):
+        call = caller.of(request.pid)
+        if not call.is_moving:
+            return call.is_about_flags
+    return False
+
+
 def _below(node: Node, request: Request) -> Backing | None:
-    """The lower backing in use under the number that a file had before it was copied up; ESTALE to look it up again."""
+    """The backing in use under a number that a file had before it got its own; ESTALE to look it up again."""
     flags = request.arg[0]
     for handle in node.handles or ():
-        if handle.backing is not None and handle.backing.layer != (node.data or node).layer:
+        if handle.backing is not None and handle.backing is not node.backing:
             break
     else:
         return None
@@ -156,23 +189,31 @@ def _ours(mount: Mount, flags: int) -> int:
 
 
 def _opened(
-    mount: Mount, request: Request, node: Node, fd: int, *, writes: bool, below: Backing | None = None
-) -> Handle:
+    mount: Mount, request: Request, node: Node, fd: int, *, writes: bool, below: Backing | None = None,
+    appends: bool = False,
+) -> Handle:  # fmt: skip
     flags = request.arg[0]
-    if node.backing is None and below is None and mount.passthrough:
+    if node.backing is None and below is None and mount.passthrough and not appends:
         try:
             node.backing = _register(mount, request, node, fd)
         except OSError:
             os.close(fd)
             raise
-    handle = mount.new_handle(node, fd, _ours(mount, flags), writes=writes)
+    handle = _entered(mount, node, fd, _ours(mount, flags), writes=writes)
+    handle.appends = appends
+    handle.direct = appends
     backing = below or node.backing
-    if backing is not None:
+    if backing is not None and not (appends and backing.users == 0):  # all have it, or none
         backing.users += 1
         handle.backing = backing
-        handle.direct = below is not None or (mount.volatile and bool(flags & _SYNC))
+        handle.direct |= below is not None or (mount.volatile and bool(flags & _SYNC))
         handle.maps = flags & os.O_ACCMODE == os.O_RDWR
         node.mappers += handle.maps
+    return handle
+
+
+def _entered(mount: Mount, node: Node, fd: int, flags: int, *, writes: bool = False) -> Handle:
+    handle = mount.new_handle(node, fd, flags, writes=writes)
     if node.handles is None:
         node.handles = {handle}
     else:
@@ -211,9 +252,9 @@ def unregister(fuse_fd: int, backing: int) -> None:
 
 def _how(handle: Handle) -> tuple[int, int]:
     """(open flags, backing id) of the reply."""
-    if handle.backing is None:
-        return fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE, 0
     direct = fuse.FOPEN_DIRECT_IO if handle.direct else 0
+    if handle.backing is None:
+        return fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE | direct, 0
     return fuse.FOPEN_NOFLUSH | fuse.FOPEN_PASSTHROUGH | direct, handle.backing.id
 
 
@@ -288,6 +329,8 @@ def write(mount: Mount, request: Request) -> Reply:
     """WRITE."""
     fh, offset, size, flags = request.arg[:4]
     handle = mount.open_handle(fh)
+    if handle.appends and offset < os.fstat(handle.fd).st_size:
+        refuse(mount.tree, handle.node, protection.APPEND)
     if flags & fuse.FUSE_WRITE_KILL_SUIDGID:
         drop_privileges(mount.tree, handle.node, request)
     identity.act_as(request.uid, request.gid)
@@ -321,9 +364,12 @@ def _all_data(size: int, offset: int, whence: int) -> int:
 def fallocate(mount: Mount, request: Request) -> Reply:
     """FALLOCATE."""
     fh, offset, length, mode = request.arg[:4]
-    fd = mount.open_handle(fh).fd
+    handle = mount.open_handle(fh)
+    fd = handle.fd
+    only_room = not mode & ~FALLOC_FL_KEEP_SIZE
+    refuse(mount.tree, handle.node, protection.IMMUTABLE if only_room else protection.BOTH)
     if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
-        drop_privileges(mount.tree, mount.open_handle(fh).node, request)
+        drop_privileges(mount.tree, handle.node, request)
 
     def work() -> bytes:
         with identity.of_worker(request.uid, request.gid):
@@ -337,9 +383,11 @@ def fallocate(mount: Mount, request: Request) -> Reply:
 def copy_file_range(mount: Mount, request: Request) -> Reply:
     """COPY_FILE_RANGE: by the layers' filesystem, which may share the blocks."""
     fh_in, offset_in, _, fh_out, offset_out, length = request.arg[:6]
-    source, target = mount.open_handle(fh_in).fd, mount.open_handle(fh_out).fd
+    into = mount.open_handle(fh_out)
+    source, target = mount.open_handle(fh_in).fd, into.fd
+    refuse(mount.tree, into.node, protection.BOTH if into.appends else protection.IMMUTABLE)
     if request.uid:  # root is taken to have CAP_FSETID: these requests do not say
-        drop_privileges(mount.tree, mount.open_handle(fh_out).node, request)
+        drop_privileges(mount.tree, into.node, request)
 
     def work() -> bytes:
         with identity.of_worker(request.uid, request.gid):

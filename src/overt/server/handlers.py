@@ -4,7 +4,7 @@ import errno
 import os
 
 from overt.fuse.request import Refused, Request
-from overt.server import attributes, data, directories, names, syncing
+from overt.server import attributes, data, directories, flags, names, syncing
 from overt.server.mount import Handler, Mount
 from overt.wire import fuse
 
@@ -50,6 +50,7 @@ _SERVED: dict[int, Handler] = {
     fuse.FUSE_LISTXATTR: attributes.listxattr,
     fuse.FUSE_SETXATTR: attributes.setxattr,
     fuse.FUSE_REMOVEXATTR: attributes.removexattr,
+    fuse.FUSE_IOCTL: flags.ioctl,
     fuse.FUSE_OPEN: data.open_,
     fuse.FUSE_CREATE: data.create,
     fuse.FUSE_TMPFILE: data.tmpfile,

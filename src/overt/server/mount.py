@@ -28,7 +28,7 @@ WANTED = (
     fuse.FUSE_ASYNC_READ | fuse.FUSE_ATOMIC_O_TRUNC | fuse.FUSE_EXPORT_SUPPORT | fuse.FUSE_DONT_MASK
     | fuse.FUSE_DO_READDIRPLUS | fuse.FUSE_READDIRPLUS_AUTO | fuse.FUSE_ASYNC_DIO | fuse.FUSE_PARALLEL_DIROPS
     | fuse.FUSE_POSIX_ACL | fuse.FUSE_CACHE_SYMLINKS | fuse.FUSE_EXPLICIT_INVAL_DATA | fuse.FUSE_HANDLE_KILLPRIV_V2
-    | fuse.FUSE_SETXATTR_EXT | fuse.FUSE_DIRECT_IO_ALLOW_MMAP | fuse.FUSE_HAS_SYNCFS
+    | fuse.FUSE_SETXATTR_EXT | fuse.FUSE_HAS_SYNCFS
 )  # fmt: skip
 MAX_WRITE = 1 << 20
 
@@ -43,7 +43,7 @@ Handler = Callable[["Mount", Request], bytes | memoryview | None]
 class Handle:
     """One open file or directory stream: what FUSE calls an fh."""
 
-    __slots__ = ("backing", "direct", "end", "fd", "fh", "flags", "maps", "node", "writes")
+    __slots__ = ("appends", "backing", "direct", "end", "fd", "fh", "flags", "maps", "node", "writes")
 
     def __init__(self, fh: int, node: Node, fd: int, flags: int, *, writes: bool) -> None:
         self.fh = fh
@@ -53,6 +53,8 @@ class Handle:
         self.writes = writes
         self.backing: Any = None
         self.direct = False
+        self.appends = False
+        """whether it was opened to append to an append-only file, and may do no more"""
         self.end = -1
         """of a directory stream: the cookie at which it ends, whatever is added meanwhile; -1 before it has begun"""
         self.maps = False

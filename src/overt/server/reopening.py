@@ -33,7 +33,7 @@ from collections.abc import Callable
 
 from overt.fuse.request import Request
 from overt.host import mounts
-from overt.server import caller
+from overt.server import caller, flags
 from overt.server.mount import Mount, Reopening
 from overt.server.poison import open_hidden, place
 from overt.wire import fuse
@@ -230,6 +230,7 @@ def _refusing(mount: Mount) -> list[Callable[[Mount, Request], bytes | memoryvie
     for opcode in _CHANGES:
         table[opcode] = _refuse
     table[fuse.FUSE_OPEN] = _open_to_read
+    table[fuse.FUSE_IOCTL] = _get_flags
     return table
 
 
@@ -241,3 +242,7 @@ def _open_to_read(mount: Mount, request: Request) -> bytes | memoryview | None:
     if request.arg[0] & (os.O_ACCMODE | os.O_TRUNC):
         return _refuse(mount, request)
     return mount.served[fuse.FUSE_OPEN](mount, request)
+
+
+def _get_flags(mount: Mount, request: Request) -> bytes | memoryview | None:
+    return _refuse(mount, request) if flags.changes(request) else mount.served[fuse.FUSE_IOCTL](mount, request)

@@ -9,9 +9,10 @@ import os
 import stat
 
 from overt.host.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
-from overt.overlay import marks
+from overt.overlay import marks, protection
 from overt.tree.copies import has_origin, make_impure
 from overt.tree.copyup import carry, copy_up
+from overt.tree.flags import refuse, refuse_removal
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
 from overt.tree.places import keep_places
@@ -47,6 +48,7 @@ def unlink(tree: Tree, parent: Node, name: bytes) -> Node:
     node, _ = tree.lookup(parent, name)
     if node.is_dir:
         raise failure(errno.EISDIR)
+    refuse_removal(tree, parent, node)
     upper = upper_of(tree, parent)
     _give_to_upper(tree, node, parent, name)
     hidden = _hidden_below(tree, parent, name)
@@ -76,6 +78,7 @@ def remove_dir(tree: Tree, parent: Node, name: bytes) -> Node:
     node, _ = tree.lookup(parent, name)
     if not node.is_dir:
         raise failure(errno.ENOTDIR)
+    refuse_removal(tree, parent, node)
     if not is_empty(tree, node):
         raise failure(errno.ENOTEMPTY)
     upper = upper_of(tree, parent)
@@ -154,6 +157,11 @@ def rename(tree: Tree, parent: Node, name: bytes, new_parent: Node, new_name: by
         raise failure(errno.EEXIST)
     if target is node:
         return
+    refuse_removal(tree, parent, node)
+    if target is not None:
+        refuse_removal(tree, new_parent, target)
+    else:
+        refuse(tree, new_parent, protection.IMMUTABLE)
     if not tree.redirects and (_has_lower(node) or (exchange and target and _has_lower(target))):
         raise failure(errno.EXDEV)
     if target is not None and not exchange:

@@ -18,6 +18,7 @@ from overt.overlay import marks
 from overt.overlay.index import beside_upper
 from overt.tree.copies import make_impure, times_of
 from overt.tree.data import Data
+from overt.tree.flags import carry_flags, carry_flags_of_directory
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.places import place_of
@@ -244,6 +245,7 @@ def _copy(
         owner = tree.own(st)
         os.fchown(copy, owner.uid, owner.gid)
         _copy_xattrs(own, copy, carried)
+        carry_flags(own, copy, tree.prefix)
         for xattr, value in notes.items():
             os.setxattr(copy, xattr, value)
         if metacopy:
@@ -472,6 +474,8 @@ def _special(tree: Tree, node: Node, st: os.stat_result, source: int, place: tup
         os.mknod(temporary, kind | 0o600, st.st_rdev, dir_fd=tree.work)
     try:
         carry(tree, node.layer, source, name, st, temporary, _notes(tree, node, st, source, name))
+        if kind == stat.S_IFDIR:
+            carry_flags_of_directory(source, name, tree.work, temporary, tree.prefix)
         if kind == stat.S_IFDIR and tree.sync == "strict":
             flush_directory(tree.work, temporary)
         done = os.stat(temporary, dir_fd=tree.work, follow_symlinks=False)

@@ -14,6 +14,7 @@ from overt.overlay import marks
 from overt.overlay.listing import Listing
 from overt.tree.copies import has_origin, make_impure
 from overt.tree.copyup import copy_up
+from overt.tree.flags import refuse
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.steps import clean, failure, has_whiteout, relist, set_opaque, set_redirect, upper_of
@@ -54,6 +55,7 @@ def tmpfile(tree: Tree, parent: Node, flags: int, mode: int) -> tuple[Node, os.s
         raise
     fd, anchor = made
     node = tree.enter_nameless(st, anchor)
+    node.protection = 0
     try:
         return node, _seen(tree, node, st), fd
     except OSError:
@@ -87,6 +89,7 @@ def symlink(tree: Tree, parent: Node, name: bytes, target: bytes) -> tuple[Node,
 
 def link(tree: Tree, node: Node, parent: Node, name: bytes) -> os.stat_result:
     """link(2): one more name for a file, which is copied up first."""
+    refuse(tree, node)
     upper = upper_of(tree, parent)
     copy_up(tree, node)
     if node.data is not None and node.anchor < 0:
@@ -187,6 +190,7 @@ def _cradle(tree: Tree, upper: int) -> tuple[bytes, int]:
 
 def _entered(tree: Tree, parent: Node, name: bytes, st: os.stat_result) -> tuple[Node, os.stat_result]:
     node = tree.enter(parent, name, (UPPER,), st)
+    node.protection = 0
     relist(tree, parent, name, node)
     return node, _seen(tree, node, st)
 

@@ -41,6 +41,7 @@ class Node:
         "name",
         "parent",
         "places",
+        "protection",
         "readers",
         "redirect",
         "refused",
@@ -73,6 +74,8 @@ class Node:
         """what the file is to have when its data, which is being fetched, has come (overt.tree.copyup.Filling)"""
         self.impure: bool | None = None
         """of a directory: whether files in its upper part may show another's inode number; None before it is asked"""
+        self.protection: int | None = None
+        """whether it is immutable or append-only (overt.tree.flags); None before it is asked"""
         self.index: Any = None
         """how many links a file has that is in the index, or will be when it is copied up (overt.tree.index.Links)"""
         self.children: dict[bytes, Node] | None = None

@@ -8,10 +8,11 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from overt.overlay import marks
+from overt.overlay import marks, protection
 from overt.overlay.listing import DT_UNKNOWN, Entry
 from overt.overlay.redirect import absolute
 from overt.tree.copyup import copy_up
+from overt.tree.flags import refuse
 from overt.tree.layer import UPPER, xattr_path
 from overt.tree.node import Node
 from overt.tree.tree import Tree
@@ -23,9 +24,10 @@ def failure(code: int) -> OSError:
 
 
 def upper_of(tree: Tree, directory: Node) -> int:
-    """The upper's descriptor of a directory in which something is to change."""
+    """The upper's descriptor of a directory in which something is to change; EPERM for an immutable one."""
     if directory.dropped or (directory.anchor >= 0 and directory.parent is not None):
         raise failure(errno.ENOENT)
+    refuse(tree, directory, protection.IMMUTABLE)
     copy_up(tree, directory)
     return tree.dir_fd(directory, UPPER)
 
