@@ -112,6 +112,38 @@ def test_nothing_is_made_for_an_id_that_the_namespace_lacks(base: Path) -> None:
     nothing_is_made_for_whom_the_namespace_lacks(base)
 
 
+def flags(base: Path) -> list[object]:
+    """What comes of setting flags there, and of a mark that says immutable."""
+    for name in ("lower", "upper", "work", "merged"):
+        (base / name).mkdir()
+    (base / "lower" / "file").write_text("lower")
+    (base / "upper" / "kept").write_text("upper")
+    os.setxattr(base / "upper" / "kept", "user.overlay.protattr", b"i")
+    options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+    merged = base / "merged"
+    words = overt_command("mount", "-o", options, str(merged))
+    subprocess.run(words, check=True, timeout=30, stdin=subprocess.DEVNULL, capture_output=True)
+
+    def call(*words: str | Path) -> object:
+        done = subprocess.run(words, check=False, timeout=10, capture_output=True, text=True)
+        return done.returncode, done.stdout.partition(" ")[0].replace("-", "")
+
+    try:
+        return [
+            call("chattr", "+d", merged / "file"), call("lsattr", merged / "file"), call("lsattr", base / "upper/file"),
+            call("chattr", "+i", merged / "file"), call("lsattr", merged / "kept"),
+            told(os.unlink, merged / "kept"), told(os.unlink, merged / "file"),
+        ]  # fmt: skip
+    finally:
+        subprocess.run(overt_command("umount", str(merged)), timeout=30, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def test_flags_are_set_there_as_far_as_the_kernel_lets(base: Path) -> None:
+    """Immutable and append-only are for those who have CAP_LINUX_IMMUTABLE outside (fileattr_set_prepare)."""
+    answers = [[0, ""], [0, "d"], [0, "d"], [1, ""], [0, "i"], errno.EPERM, 0]
+    assert in_a_namespace(base, flags) == answers
+
+
 def test_where_setfsuid_is_not_asked_whether_it_succeeded_it_is_made_as_roots(base: Path) -> None:
     with pytest.raises(AssertionError, match="'open': 0"):
         nothing_is_made_for_whom_the_namespace_lacks(base, "asking")

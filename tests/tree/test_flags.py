@@ -263,8 +263,9 @@ def do_all(root: Path, flags: int, uid: int, *, here: bool) -> dict[str, Any]:
 FLAGS = {"immutable": IMMUTABLE, "append": APPEND, "both": IMMUTABLE | APPEND, "others": NODUMP | NOATIME | SYNC}
 
 
-@pytest.mark.parametrize("options", ["", "nopassthrough"], ids=["passthrough", "nopassthrough"])
-@pytest.mark.parametrize("uid", [0, STRANGER], ids=["root", "stranger"])
+@pytest.mark.parametrize(
+    ("uid", "options"), [(0, ""), (0, "nopassthrough"), (STRANGER, "")], ids=["root", "no passthrough", "stranger"]
+)
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("where", ["lower", "upper"])
 def test_a_file_with_flags_refuses_what_it_refuses_in_the_kernel(
@@ -783,6 +784,22 @@ def test_views_have_them_too(new_layers: Callable[..., Layers]) -> None:
     assert attempt(lambda: os.unlink(path)) == "EPERM"
     assert os.getxattr(layers.upper / "file", "trusted.overlay.protattr") == b"i"
     assert flags_of(layers.upper / "file") & (NODUMP | IMMUTABLE) == NODUMP
+    take(path, IMMUTABLE)
+    os.unlink(path)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_owners_in_xattrs_change_nothing_of_it(new_layers: Callable[..., Layers], kind: int) -> None:
+    layers = new_layers(options=f"xattr_permissions={kind}")
+    (layers.lower / "file").write_text("text")
+    path = layers.mount() / "file"
+    os.chown(path, OWNER, OWNER)
+    as_user(OWNER, lambda: add(path, NODUMP))
+    assert as_user(OWNER, lambda: attempt(lambda: add(path, IMMUTABLE))) == "EPERM"
+    add(path, IMMUTABLE)
+    for call in (lambda: os.chmod(path, 0o600), lambda: os.chown(path, 1, 1), lambda: os.unlink(path)):
+        assert attempt(call) == "EPERM"
+    assert flags_of(path) & (IMMUTABLE | NODUMP) == IMMUTABLE | NODUMP
     take(path, IMMUTABLE)
     os.unlink(path)
 

@@ -43,13 +43,14 @@ def _ask(tree: "Tree", node: "Node") -> int:
     if node.layer != UPPER:
         directory, name = (node.anchor, b"") if node.anchor >= 0 else tree.at(node)
         return attributes(directory, name) & protection.BOTH
+    mark, path, follow = tree.prefix + marks.PROTATTR, tree.path(node), node.anchor >= 0
     try:
-        value = os.getxattr(tree.path(node), tree.prefix + marks.PROTATTR, follow_symlinks=node.anchor >= 0)
+        names = os.listxattr(path, follow_symlinks=follow)  # half as dear as a getxattr that fails
     except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+        if error.errno != errno.EOPNOTSUPP:
             raise
         return 0
-    return protection.decode(value)
+    return protection.decode(os.getxattr(path, mark, follow_symlinks=follow)) if os.fsdecode(mark) in names else 0
 
 
 def refuse(tree: "Tree", node: "Node", flags: int = protection.BOTH) -> None:
