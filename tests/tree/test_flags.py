@@ -520,6 +520,29 @@ def test_an_append_only_file_is_never_overwritten(new_layers: Callable[..., Laye
     assert path.read_bytes() == b"Text12more012345"
 
 
+def test_nor_by_one_who_writes_beside_readers(data_layers: Layers) -> None:
+    (data_layers.lower / "file").write_text("text")
+    path = data_layers.mount() / "file"
+    below = os.open(path, os.O_RDONLY)
+    add(path, APPEND)
+    above = os.open(path, os.O_RDONLY)
+
+    def write(fd: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        assert attempt(lambda: os.pwrite(fd, b"X", 0)) == "EPERM"
+        assert os.pwrite(fd, b"2", 4) == 1
+
+    try:
+        on(path, write, os.O_WRONLY | os.O_APPEND)
+        assert appended(path) == 4
+        assert os.pread(above, 99, 0) == path.read_bytes() == b"text2more"
+        assert os.fstat(below).st_size == os.fstat(above).st_size == 9
+    finally:
+        take(path, APPEND)
+        os.close(below)
+        os.close(above)
+
+
 @pytest.mark.parametrize("readers", [False, True], ids=["alone", "beside a reader"])
 @pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"])
 def test_nor_by_a_mapping(new_layers: Callable[..., Layers], options: str, readers: bool) -> None:

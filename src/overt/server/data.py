@@ -103,8 +103,7 @@ def open_(mount: Mount, request: Request) -> Reply:
     if (writes or cut) and (node.layer != UPPER or node.data is not None):
         identity.become_root()
         copy_up(tree, node, 0 if cut else None, data=True)
-    in_use = node.backing is not None and node.backing.users > 0
-    if _has_moved(node) or (appends and in_use and flags & os.O_ACCMODE == os.O_RDWR):
+    if _has_moved(node) or (appends and _would_map(node, flags)):
         tree.renumber(node)
         node.backing = None
     below = None
@@ -122,6 +121,11 @@ def open_(mount: Mount, request: Request) -> Reply:
 def _has_moved(node: Node) -> bool:
     """Whether a file was copied up since it was opened as it is open."""
     return node.backing is not None and node.backing.layer != (node.data or node).layer
+
+
+def _would_map(node: Node, flags: int) -> bool:
+    """Whether who opens a file so could write to a backing by a mapping."""
+    return node.backing is not None and node.backing.users > 0 and flags & os.O_ACCMODE == os.O_RDWR
 
 
 def _asks_for_flags(request: Request) -> bool:
