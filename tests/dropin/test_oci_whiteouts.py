@@ -73,6 +73,23 @@ def test_what_fuse_overlayfs_has_marked_opaque(place: Place) -> None:
     assert os.listdir(place.merged / "dir") == []
 
 
+def test_the_copy_of_what_fuse_overlayfs_has_marked_opaque_hides_nothing_when_it_is_a_layer_itself(place: Place) -> None:
+    middle = place.base / "middle"
+    (middle / "dir").mkdir(parents=True)
+    (middle / "dir/file").touch()
+    os.setxattr(middle / "dir", "user.fuseoverlayfs.opaque", b"y")
+    words = f"lowerdir={middle}:{place.lower},upperdir=upper,workdir=work"
+    assert place.call("-o", words, place.merged).returncode == 0
+    assert os.listxattr(place.merged / "dir") == []
+    with pytest.raises(PermissionError):
+        os.setxattr(place.merged, "user.fuseoverlayfs.opaque", b"y")
+    (place.merged / "dir/new").touch()
+    place.umount()
+    lower = f"lowerdir={place.upper}:{middle}:{place.lower}"
+    assert place.call("-o", lower, place.merged).returncode == 0
+    assert sorted(os.listdir(place.merged / "dir")) == ["file", "new"]
+
+
 def test_only_where_it_is_asked_for(place: Place) -> None:
     (place.lower / ".wh.of1").touch()
     from overt.cli.mount import command

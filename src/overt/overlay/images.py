@@ -14,6 +14,7 @@ OPAQUE = b".wh..wh..opq"
 """in a directory that hides what is below it"""
 OPAQUE_XATTR = b"user.fuseoverlayfs.opaque"
 """on such a directory that fuse-overlayfs has made, which may be a layer by now"""
+_XATTRS = b"user.fuseoverlayfs."
 
 
 def whiteout_of(name: bytes) -> bytes:
@@ -24,6 +25,15 @@ def whiteout_of(name: bytes) -> bytes:
 def is_mark(name: bytes) -> bool:
     """Whether a name is a mark, and so nothing that is shown."""
     return name.startswith(PREFIX)
+
+
+def is_mark_xattr(xattr: bytes) -> bool:
+    """Whether an xattr is a mark of fuse-overlayfs: nothing that is shown, set, or copied to an upper.
+
+    An upper becomes a layer when it is committed, and there an OPAQUE_XATTR would hide what its directory was merged
+    with.
+    """
+    return xattr.startswith(_XATTRS)
 
 
 def read(entries: Iterable[tuple[Entry, bool]]) -> list[tuple[Entry, bool]]:

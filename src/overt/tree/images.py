@@ -6,6 +6,7 @@ long way (`overt.tree.follow`), so that trees without such layers pay nothing.
 
 import errno
 import os
+from collections.abc import Callable
 
 from overt.overlay import images, marks
 from overt.tree.follow import discover
@@ -43,6 +44,23 @@ class ImageTree(Tree):
         return layer != UPPER and (
             _exists(directory, name + b"/" + images.OPAQUE) or _is_marked(xattr_path(directory, name))
         )
+
+    # xattrs
+
+    def carried(self, layer: int) -> Callable[[bytes], bytes | None]:
+        """How a copy of a layer's file calls its xattrs; None for one that stays behind."""
+        plain = super().carried(layer)
+        return lambda xattr: None if images.is_mark_xattr(xattr) else plain(xattr)
+
+    def stored_xattr(self, node: Node, name: bytes) -> bytes:
+        """The name that a file's layer has for what users call `name`; EPERM for a mark."""
+        if images.is_mark_xattr(name):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return super().stored_xattr(node, name)
+
+    def shown_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """What users call an xattr of a file's layer; None for a mark."""
+        return None if images.is_mark_xattr(name) else super().shown_xattr(node, name)
 
 
 def _is_marked(directory: bytes) -> bool:
