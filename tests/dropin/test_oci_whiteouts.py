@@ -73,7 +73,7 @@ def test_what_fuse_overlayfs_has_marked_opaque(place: Place) -> None:
     assert os.listdir(place.merged / "dir") == []
 
 
-def test_the_copy_of_what_fuse_overlayfs_has_marked_opaque_hides_nothing_when_it_is_a_layer_itself(place: Place) -> None:
+def test_the_copy_of_what_fuse_overlayfs_has_marked_opaque_hides_nothing_as_a_layer(place: Place) -> None:
     middle = place.base / "middle"
     (middle / "dir").mkdir(parents=True)
     (middle / "dir/file").touch()
