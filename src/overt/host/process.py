@@ -135,3 +135,15 @@ def children(pid: int | str = "self") -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found
+
+
+def outlive_mount_namespace() -> None:
+    """Keep a descriptor of this process's mount namespace for as long as the process lives. OSError.
+
+    A FUSE server that is killed as the last process in its mount namespace ends its own mount. The kernel closes files
+    and unmounts in do_exit(), as task work, what was put off last first (kernel/task_work.c): the mount before
+    /dev/fuse. Where umount waits for an answer (DESTROY, fs/fuse/inode.c, fuse_conn_destroy) nobody can give it, and
+    the process stays for ever. With the namespace kept by a descriptor, the mount is put off once more, and goes after
+    all files are closed.
+    """
+    os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)

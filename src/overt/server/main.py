@@ -47,6 +47,7 @@ def serve(
     if os.geteuid() == 0:
         process.keep_capabilities_across_setfsuid()
         process.keep_capabilities(CAPABILITIES)
+    process.outlive_mount_namespace()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     service = Service(events, watchdog, min(descriptors // 4, 1 << 16))
     engine = service.engine
