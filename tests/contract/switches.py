@@ -367,6 +367,20 @@ def talking() -> None:
     Mount.negotiate = negotiate
 
 
+def aborting() -> None:
+    """The connection is aborted when the hidden file is open, and before its page is there: a moment to be hit."""
+    from overt.host import memory
+    from overt.server.watchdog import abort
+
+    real = memory.write_through_mapping
+
+    def write_through_mapping(fd, size):
+        abort(os.fstat(fd).st_dev)
+        real(fd, size)
+
+    memory.write_through_mapping = write_through_mapping
+
+
 def settling() -> None:
     """Little time to set a cursor in: a parameter."""
     from overt.server import syncing

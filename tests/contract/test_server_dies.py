@@ -347,3 +347,24 @@ def abort(loop: tuple[str, int]) -> None:
     number = os.stat(loop[0]).st_rdev
     Path(f"/proc/self/fd/{fusectl}/{os.major(number) << 20 | os.minor(number)}/abort").write_text("1")
     os.close(fusectl)
+
+
+# An aborted connection
+
+
+@pytest.mark.timeout(60)
+def test_a_connection_that_is_aborted_while_its_cursor_is_set_costs_no_other_mount(servers: Servers) -> None:
+    """As by `umount -f`: the page that the server dirties, of a file of its own mount, is not to be had any more."""
+    server = servers.start("aborting")
+    with open_scene("ext4", server) as scene:
+        overlay, other = scene.overlay(), scene.overlay()
+        (other.target / "file").write_bytes(b"x")
+        fd = overlay.lose()
+        assert syncfs(fd) != 0
+        assert (other.target / "file").read_bytes() == b"x"
+        scene.close(fd)
+        mounts.umount(str(overlay.target), mounts.MNT_DETACH)
+        scene.overlays.remove(overlay)
+        wait_until(lambda: scene.events("cursor not set"), "the server says that the cursor is not set")
+        assert not server.client.status()["events"].get("internal error")
+    assert server.stop() == 0

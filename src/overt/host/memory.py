@@ -17,13 +17,17 @@ _FAILED = ctypes.c_void_p(-1).value
 def write_through_mapping(fd: int, size: int) -> None:
     """Map `size` bytes of `fd` shared, dirty the first page, and msync(2) it; raise what the write-back met.
 
-    Not Python's mmap: that holds the GIL during the page fault, which on one's own FUSE mount is a deadlock.
+    `size` is a page at least. EFAULT if the page cannot be had: a connection was aborted, a file has become shorter.
+
+    Not Python's mmap: that holds the GIL during the page fault, which on one's own FUSE mount is a deadlock. And not by
+    a store of our own, to which the kernel answers with SIGBUS then: by one of the kernel's, which has uname(2) tell
+    its answer there.
     """
     address = libc.mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
     if address == _FAILED:
         check(-1)
     try:
-        libc.memset(ctypes.c_void_p(address), 1, 1)
+        check(libc.uname(ctypes.c_void_p(address)))
         check(libc.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC))
     finally:
         check(libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)))
