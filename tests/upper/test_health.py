@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,33 @@ def test_a_write_that_is_not_allowed_proves_nothing(sound: int, monkeypatch: pyt
     assert health.judge(None, sound).failure is None
     assert health.judge(EIO, sound).failure is EIO
     assert health.judge(None, sound).failure is EIO  # still failing: nothing has shown that it is over
+
+
+def test_a_write_for_which_the_process_has_no_descriptor_proves_nothing(sound: int) -> None:
+    """It is no error of the upper, which every container would be told."""
+    health = Health()
+    health.doubt()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert health.judge(None, sound) == Verdict(None, None, "dead")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not health.sound
+    assert health.judge(None, sound).failure is None
+    assert health.sound
+
+
+@pytest.mark.parametrize("code", [errno.ENFILE, errno.ENOMEM])
+def test_a_write_for_which_the_machine_has_no_room_proves_nothing(
+    sound: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(code, "")
+
+    health = Health()
+    health.doubt()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert health.judge(None, sound).failure is None
+    assert not health.sound

@@ -16,7 +16,10 @@ import errno
 import os
 from typing import NamedTuple
 
-_PROVES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
+_PROVES_NOTHING = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
+"""what a write may fail with although the upper is well; the doubt stays"""
 
 
 class Verdict(NamedTuple):
