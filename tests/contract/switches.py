@@ -303,6 +303,20 @@ def threads() -> None:
     reopening.threading = SimpleNamespace(Thread=Thread)
 
 
+def no_more_threads(path: str) -> None:
+    """There are no more threads while the file `path` exists, as at the end of pids.max."""
+    import threading
+
+    real = threading.Thread.start
+
+    def start(thread):
+        if os.path.exists(path):
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    threading.Thread.start = start
+
+
 def refusing() -> None:
     """The server refuses no changes while a read-only superblock is writable for its sake."""
     from overt.server import reopening

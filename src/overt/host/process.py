@@ -1,8 +1,10 @@
 """Processes, threads, credentials and namespaces."""
 
 import ctypes
+import errno
 import os
 import struct
+import threading
 
 from overt.host.libc import check, libc, syscall
 
@@ -108,6 +110,14 @@ def compare(one: int, other: int, kind: int, first: int = 0, second: int = 0) ->
     tables. OSError: EBADF, ESRCH.
     """
     return syscall("kcmp", one, other, kind, first, second)
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread; OSError (EAGAIN, as pthread_create(3) says it) where there can be no more of them."""
+    try:
+        thread.start()
+    except RuntimeError as problem:  # Python does not say more
+        raise OSError(errno.EAGAIN, str(problem)) from None
 
 
 def die_with_parent(signal: int) -> None:

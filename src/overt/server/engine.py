@@ -27,6 +27,7 @@ import errno
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -55,6 +56,8 @@ _BEAT = 0.05
 """seconds after which a leader that has not got on is replaced, or twice that"""
 _CREW = 256
 """threads at most that lead, look out, or are kept"""
+_AGAIN = 1.0
+"""seconds between two attempts to have a lookout, where there can be no more threads"""
 
 Call = Callable[[], None]
 
@@ -157,16 +160,31 @@ class Engine:
     # Who leads
 
     def _lead(self) -> None:
-        """Serve until this turn ends."""
-        identity.own_umask()
+        """Serve until this turn ends; whatever goes wrong, somebody has to lead."""
         self._turn = turn = _Turn()
+        # There is one thread at least, this one, so that this does not fail: at worst nobody looks out for a while.
         self._crew.submit(self._look_out)
+        if self._crew.short:
+            self.events.say("nobody looks out for the engine's leader", why="no more threads")
+        while self._running and not turn.ended:
+            try:
+                self._serve_all(turn)
+            except Exception:
+                self.events.crash("the engine's loop")
+                time.sleep(_BEAT)
+
+    def _serve_all(self, turn: _Turn) -> None:
+        identity.own_umask()
         buffer = bytearray(_BUFFER)
+        tried = monotonic()
         self._make_calls(turn)  # the one before may have heard of them, and no more
         while self._running and not turn.ended:
             turn.idle = True
             ready = self._epoll.poll()
             turn.idle = False
+            if self._crew.short and monotonic() - tried > _AGAIN:
+                self._crew.replenish()
+                tried = monotonic()
             if not self._watching:
                 self._watch(near=False)
             for fd, _ in ready:
@@ -380,4 +398,4 @@ def _hand_over(mount: Mount) -> None:
     """Have a worker do what is due."""
     if mount.due is not None:
         (call, arguments), mount.due = mount.due, None
-        mount.pool.submit(call, *arguments)
+        mount.pool.see_to(call, *arguments)

@@ -277,7 +277,7 @@ class Mount:
         if self.pool.quick and self.due is None:
             self.due = call, arguments
         else:
-            self.pool.submit(call, *arguments)
+            self.pool.see_to(call, *arguments)
 
     def _answer(self, request: Request, work: Callable[[], bytes | memoryview]) -> None:
         try:

@@ -190,9 +190,11 @@ def _unlocked(mount: Mount, call: Call) -> int:
             result.append(error)
 
     worker = threading.Thread(target=enter)
-    worker.start()
-    worker.join()
-    os.close(theirs)
+    try:
+        process.start(worker)
+        worker.join()
+    finally:
+        os.close(theirs)
     clone = result[0]
     if isinstance(clone, OSError):
         raise clone

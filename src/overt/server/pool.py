@@ -10,7 +10,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from overt.host.process import set_filesystem_ids
+from overt.host import process
+from overt.server import identity
 
 Work = tuple[Callable[..., None], tuple[Any, ...]]
 
@@ -27,15 +28,40 @@ class Pool:
         self._limit = limit
         self._name = name
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
-        self._free = threading.Semaphore(0)
+        self._lock = threading.Lock()
         self._threads = 0
+        self._spare = 0
+        """threads less pieces of work, those that wait in line included"""
+
+    @property
+    def short(self) -> bool:
+        """Whether work waits in line for a thread."""
+        return self._spare < 0
 
     def submit(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Have a call made; any thread."""
-        self._queue.put((call, arguments))
-        if not self._free.acquire(blocking=False) and self._threads < self._limit:
-            self._threads += 1
-            threading.Thread(target=self._labour, name=f"{self._name}-{self._threads}", daemon=True).start()
+        """Have a call made; any thread. OSError (EAGAIN) if there is no thread for it, and can be none.
+
+        Where there are others, but no more, it is made when one of them is free.
+        """
+        with self._lock:
+            if self._spare <= 0:
+                self._hire()
+            self._spare -= 1
+            self._queue.put((call, arguments))
+
+    def see_to(self, call: Callable[..., None], *arguments: Any) -> None:
+        """The same, but on this thread if there is no other and can be none."""
+        try:
+            self.submit(call, *arguments)
+        except OSError:
+            identity.become_root()
+            self.work(call, *arguments)
+
+    def replenish(self) -> None:
+        """Start a thread for what waits in line, if there can be one again; any thread."""
+        with self._lock:
+            if self._spare < 0:
+                self._hire()
 
     def work(self, call: Callable[..., None], *arguments: Any) -> None:
         """Make a call on this thread."""
@@ -48,10 +74,25 @@ class Pool:
         for _ in range(self._threads):
             self._queue.put(None)
 
+    def _hire(self) -> None:
+        if self._threads == self._limit:
+            return
+        try:
+            process.start(
+                threading.Thread(target=self._labour, name=f"{self._name}-{self._threads + 1}", daemon=True)
+            )
+        except OSError:
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
+            self._spare += 1
+
     def _labour(self) -> None:
-        set_filesystem_ids(0, 0)  # a thread inherits those of the one that started it
-        get, free = self._queue.get, self._free.release
+        process.set_filesystem_ids(0, 0)  # a thread inherits those of the one that started it
+        get, lock = self._queue.get, self._lock
         while work := get():
             call, arguments = work
             self.work(call, *arguments)
-            free()
+            with lock:
+                self._spare += 1

@@ -385,7 +385,7 @@ class Service:
         )
         for mount in list(self.mounts):
             if mount.upper is upper and not mount.tells_syncfs and not mount.volatile and mount.begin():
-                mount.pool.submit(carry_over, mount)
+                mount.pool.see_to(carry_over, mount)
 
     def status(self) -> dict[str, Any]:
         """What `overt status` shows."""

@@ -11,6 +11,7 @@ import os
 import threading
 
 from overt.fuse.request import Request
+from overt.host import process
 from overt.ledger import Account, UpperError
 from overt.server import caller
 from overt.server.directories import open_upper
@@ -112,7 +113,7 @@ def syncfs(mount: Mount, request: Request) -> Reply:
     mount.begin()
     call = caller.of(request.pid)
     if call.is_moving:
-        mount.pool.submit(_when_seen, mount, request)
+        mount.pool.see_to(_when_seen, mount, request)
     else:
         _ask(mount, request, call)
     return None
@@ -135,9 +136,13 @@ def _ask(mount: Mount, request: Request, call: caller.Call) -> None:
         if error is None and account.owed() is None and not (call.is_remount and mount.reopening is not None):
             _answer(mount, request, 0)
         else:
-            mount.pool.submit(_settle, mount, request, call, error)
+            mount.pool.see_to(_settle, mount, request, call, error)
 
-    upper.flush(flushed)
+    try:
+        upper.flush(flushed)
+    except RuntimeError as problem:  # no more threads
+        mount.events.say("not flushed", mount=mount.target, why=str(problem))
+        _answer(mount, request, errno.EIO)
 
 
 def _answer(mount: Mount, request: Request, code: int) -> None:
@@ -191,8 +196,11 @@ def _carry(mount: Mount, call: caller.Call) -> int:
             return 0
         if mount.settler is None or not mount.settler.is_alive():
             mount.settler = threading.Thread(target=_set_cursor, args=(mount, account, owed, call), daemon=True)
-            mount.settler.start()
-            mount.settler.join(_PATIENCE)
+            try:
+                process.start(mount.settler)
+                mount.settler.join(_PATIENCE)
+            except OSError as problem:
+                mount.events.say("cursor not set", mount=mount.target, why=str(problem))
         if mount.settler.is_alive():
             mount.events.say("cursor not set", mount=mount.target, why=f"no answer in {_PATIENCE:g} s, still waiting")
         return 0 if account.reached >= owed.number else owed.errno

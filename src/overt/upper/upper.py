@@ -154,7 +154,8 @@ class Upper:
     def flush(self, *done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
 
-        The flush begins after this call; all who wait for one share it. RuntimeError if there are no overlays any more.
+        The flush begins after this call; all who wait for one share it. RuntimeError if there are no overlays any more,
+        or no thread for it.
         """
         self._open_flusher().ask(*done)
 
