@@ -248,6 +248,45 @@ def test_lost_events_still_make_an_error_but_name_no_files(ext4: Stage, monkeypa
     assert len(upper.ledger.errors) == 2
 
 
+def switch_off(upper: Upper, path: str) -> None:
+    """As root may, and `trace-cmd reset -a` does, with every tracing instance."""
+    trace = upper._uppers.trace
+    assert trace is not None
+    fd = os.open(f"{trace.name}/{path}", os.O_WRONLY, dir_fd=trace._instances)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("path", ["tracing_on", "events/filemap/filemap_set_wb_err/enable", "events/enable"])
+def test_tracing_that_somebody_has_switched_off_hides_no_error(ext4: Stage, path: str) -> None:
+    upper, account = ext4.attach()
+    ext4.lose("first")
+    upper.check()
+    switch_off(upper, path)
+    ext4.lose("second")
+    assert flush(upper) is None
+    assert account.owed() == upper.ledger.errors[1]
+    assert upper.failed(0) is None  # not known which files
+    assert flush(upper) is None
+    assert len(upper.ledger.errors) == 2
+    last = ext4.lose("third")  # and it is on again
+    upper.check()
+    assert (len(upper.ledger.errors), named(upper, 2)) == (3, {last})
+
+
+def test_tracing_switched_off_while_the_probe_is_armed_makes_no_error_and_names_no_files(ext4: Stage) -> None:
+    upper, _ = ext4.attach()
+    ext4.lose("seen")
+    switch_off(upper, "tracing_on")
+    ext4.lose("not seen")
+    upper.check()
+    assert (errnos(upper), upper.failed(0)) == ([EIO], None)
+    upper.check()
+    assert errnos(upper) == [EIO]
+
+
 def test_another_filesystems_error_is_not_ours(ext4: Stage, btrfs: Stage) -> None:
     ext4.lose("standing")
     btrfs.lose("standing")

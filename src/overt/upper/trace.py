@@ -12,6 +12,9 @@ Where the buffer overflows (a disk that loses thousands of folios while nobody a
 watched superblocks count as having events, and their inodes as unknown. A false alarm is the lesser evil. So do the
 inodes of one that has too many of them.
 
+Root may switch any instance off, by hand or with `trace-cmd reset -a`. So whoever takes events looks whether it is on.
+If it is not, it is switched on again, and events were lost. Only what was off and on again in between goes unnoticed.
+
 Reading takes events out of the buffer. A process that forks others to work for it (overt.guard) must not lose what one
 had read when it died. So they are read into memory that all share, and a superblock is noted there as having events
 until `kept` says that what came of them is on record, and no more of them was taken since. Who finds such a note begins
@@ -33,6 +36,7 @@ from overt.host import mounts
 _EVENT = re.compile(rb" (\d+\.\d+): [a-z_]+: dev=(\d+):(\d+) ino=0x([0-9a-f]+)")
 _LOST = b"LOST"
 _POINT = "events/filemap/filemap_set_wb_err"
+_SWITCHES = ("tracing_on", f"{_POINT}/enable")
 _TOTAL_KIB = 16 * 1024
 _MOST_KIB_EACH = 1410  # what the kernel gives an instance unasked
 _FILTER_BYTES = 4000
@@ -74,6 +78,7 @@ class Watch:
         """What was seen since the last time."""
         with self.trace.lock:
             self.trace.read()
+            self.trace.keep_on()
             events = Events(self.inodes, self.lost)
             if events:
                 self.inodes, self.lost = {}, False
@@ -101,6 +106,7 @@ class Trace:
         self._expected: dict[int, Watch] = {}
         self._taken: dict[int, int] = {}
         self._pipe = -1
+        self._switches: list[int] = []
         self._closing = False
         try:
             _remove_stale(self._instances)
@@ -162,7 +168,7 @@ class Trace:
                         count = os.readv(self._pipe, [room[:_READ]])
                 except BlockingIOError:
                     return
-                if not count:  # somebody has switched the instance off
+                if not count:  # somebody has switched the instance off (`keep_on`)
                     return
                 text = self._memory[:count]
             for when, major, minor, ino in _EVENT.findall(text):
@@ -177,6 +183,19 @@ class Trace:
                 if watch.lost or watch.inodes:
                     self._note(watch.s_dev, pending=True)
             self._memory[: len(text)] = bytes(len(text))
+
+    def keep_on(self) -> None:
+        """Switch on what somebody has switched off: then events were lost. OSError if it cannot be; the caller holds
+        `lock`.
+        """
+        if all(os.pread(fd, 1, 0) == b"1" for fd in self._switches):
+            return
+        for watch in self._watches:
+            watch.lost = True
+            watch.inodes.clear()
+            self._note(watch.s_dev, pending=True)
+        self._filter()  # who switches off may have cleared the rest
+        self._switch_on()
 
     def taken(self, s_dev: int) -> int:
         """How often events of this superblock were taken."""
@@ -230,15 +249,22 @@ class Trace:
         each = min(_MOST_KIB_EACH, _TOTAL_KIB // (os.cpu_count() or 1))
         if each < _MOST_KIB_EACH:
             self._write("buffer_size_kb", str(each))
-        self._write("trace_clock", "mono")
         self._filter()
         self._pipe = os.open(f"{self.name}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._instances)
-        self._write(f"{_POINT}/enable", "1")
+        self._switch_on()
+        for path in _SWITCHES:
+            self._switches.append(os.open(f"{self.name}/{path}", os.O_RDONLY, dir_fd=self._instances))
+
+    def _switch_on(self) -> None:
+        self._write("trace_clock", "mono")
+        for path in _SWITCHES:
+            self._write(path, "1")
 
     def _remove(self) -> None:
         try:
-            if self._pipe >= 0:
-                os.close(self._pipe)
+            for fd in (self._pipe, *self._switches):
+                if fd >= 0:
+                    os.close(fd)
             os.rmdir(self.name, dir_fd=self._instances)
         finally:
             os.close(self._instances)
