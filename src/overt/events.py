@@ -1,7 +1,8 @@
 """Everything that an operator should know of: one JSON object a line, and a record that `overt status` shows."""
 
+import contextlib
 import json
-import sys
+import os
 import syslog
 import time
 import traceback
@@ -20,7 +21,7 @@ class Events:
         self.record: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self.counts: dict[str, int] = {}
         self.crashes = 0
-        self._write: Callable[[str], None] = _to_stderr if foreground else syslog.syslog
+        self._write = writer(foreground=foreground)
 
     def say(self, event: str, **details: object) -> None:
         """Record an event; `details` must be what JSON can hold."""
@@ -35,6 +36,16 @@ class Events:
         self.say("internal error", doing=doing, trace=traceback.format_exc())
 
 
+def writer(*, foreground: bool) -> Callable[[str], None]:
+    """What writes a line: to standard error in the foreground, otherwise to syslog(3)."""
+    return _to_stderr if foreground else syslog.syslog
+
+
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")  # in one piece: other threads write too
-    sys.stderr.flush()
+    """In one piece: other threads write too.
+
+    Who reads it may have gone, or its disk be full. That is no failure of what is said, least of all of a request in
+    whose midst it is said; and there is nowhere left to say so. Not by sys.stderr, which keeps what it could not write.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())

@@ -71,7 +71,8 @@ def run_overt(*words: str, off: str = "", seconds: float = 60.0, **options: Any)
 class Server:
     """`overt serve`, with a log that a test can read."""
 
-    def __init__(self, directory: Path, off: str = "") -> None:
+    def __init__(self, directory: Path, off: str = "", stderr: int | None = None) -> None:
+        """`stderr`: what it says goes there, and not to the log."""
         directory.mkdir()
         self.off = off
         self.socket = directory / "socket"
@@ -81,7 +82,8 @@ class Server:
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
                     overt_command("serve", "-f", "--socket", str(self.socket), "--ready-fd", str(tell), off=off),
-                    pass_fds=[tell], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    pass_fds=[tell], stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=log if stderr is None else stderr,
                 )  # fmt: skip
         finally:
             os.close(tell)

@@ -197,6 +197,23 @@ def test_without_syncfs_from_the_kernel_what_is_known_is_told(stage: Stage, file
     assert [syncfs(old), syncfs(old)] == [EIO, 0]
 
 
+def test_a_mount_without_an_upper_says_nothing_of_whether_syncfs_reaches_the_next(servers: Servers) -> None:
+    """Its superblock is read-only, and so the kernel does not ask it."""
+    server = servers.start()
+    with open_scene("ext4", server) as scene:
+        place = scene.base / "plain"
+        place.mkdir()
+        server.client.mount(str(place), f"lowerdir={scene.lower}")
+        try:
+            overlay = scene.overlay()
+            assert scene.notices == []
+            overlay.lose()
+            assert [overlay.new_syncfs(), overlay.new_syncfs()] == [EIO, 0]
+        finally:
+            server.client.umount(str(place))
+    server.stop()
+
+
 def wait_told(overlay: Overlay) -> None:
     """An error is carried over as soon as it is known, not when somebody asks: give it a moment."""
     wait_until(lambda: overlay.new_syncfs() == EIO, "the error is told", 10)

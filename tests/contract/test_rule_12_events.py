@@ -1,11 +1,14 @@
 """Rule 12: every error is also an event: in the log, on the socket, in `overt status`."""
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from .scene import EIO, Scene, fsync, run_overt
+from .conftest import Servers
+from .scene import EIO, Scene, Server, fsync, open_scene, run_overt, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -57,3 +60,33 @@ def test_status_knows_of_an_error_that_nobody_has_asked_about(scene: Scene) -> N
     (error,) = scene.server.upper_status(scene.upper_device())["errors"]
     assert (error["errno"], error["told"]) == (EIO, [])
     assert scene.host_syncfs() == EIO
+
+
+def test_a_server_whose_standard_error_is_gone_answers_as_ever_and_lets_go_of_its_mounts(
+    servers: Servers, tmp_path: Path
+) -> None:
+    """As when the journal is restarted: what cannot be written is on record all the same."""
+    reading, writing = os.pipe()
+    try:
+        server = Server(tmp_path / "server", stderr=writing)
+    finally:
+        os.close(writing)
+        os.close(reading)
+    try:
+        with open_scene("ext4", server) as scene:
+            overlay, other, volatile = scene.overlay(), scene.overlay(), scene.overlay(volatile=True)
+            sticky = volatile.write("file")
+            fd = overlay.lose()
+            assert [fsync(sticky), fsync(fd), overlay.new_syncfs(), other.new_syncfs()] == [EIO] * 4
+            assert [fsync(fd), overlay.new_syncfs(), other.new_syncfs()] == [0] * 3
+            scene.close(fd)
+            assert overlay.umount()["verdict"] == "lost"
+            other.umount()
+            scene.close(sticky)
+            volatile.umount()
+            wait_until(lambda: not server.client.status()["mounts"], "the server lets go of the mounts", 10)
+            assert len(scene.events("upper error")) == 1
+            assert len(scene.events("unmounted")) == 3
+        assert server.stop() == 0
+    finally:
+        server.kill()

@@ -208,7 +208,12 @@ class Service:
         return mount, connection.mount
 
     def _find_out_about_syncfs(self, mount: Mount, fd: int) -> None:
-        """Whether this kernel sends SYNCFS to a mount of this kind: asked once, by calling it."""
+        """Whether this kernel sends SYNCFS to a mount of this kind: asked once, by calling it.
+
+        Not of a mount without an upper, whose superblock is read-only: no kernel sends it there.
+        """
+        if mount.upper is None:
+            return
         if mount.kind not in self._delivers:
             mount.probing = True
             directory = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -17,11 +17,10 @@ import select
 import signal
 import socket
 import struct
-import sys
-import syslog
 from collections import Counter
 from collections.abc import Callable
 
+from overt.events import writer
 from overt.host import mounts
 
 _PERIOD = 10.0
@@ -59,7 +58,7 @@ class Watchdog:
         if self.pid == 0:
             _keep_only(theirs.fileno(), stderr=foreground)
             try:
-                _watch(theirs, server, period, patience, _to_stderr if foreground else syslog.syslog)
+                _watch(theirs, server, period, patience, writer(foreground=foreground))
             finally:
                 os._exit(0)
         theirs.close()
@@ -167,10 +166,6 @@ def abort(device: int) -> None:
 def _number(device: int) -> int:
     """/sys/fs/fuse/connections names a connection by the kernel's own form of its device number."""
     return os.major(device) << 20 | os.minor(device) if device else 0
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _abort(connections: str, guarded: set[int], pid: int, say: Callable[[str], None]) -> None:
