@@ -317,6 +317,13 @@ def no_more_threads(path: str) -> None:
     threading.Thread.start = start
 
 
+def dropping() -> None:
+    """What a write must not leave, the setuid bit, cannot be taken away from a file."""
+    from overt.server import data
+
+    data.drop_privileges = _cannot
+
+
 def refusing() -> None:
     """The server refuses no changes while a read-only superblock is writable for its sake."""
     from overt.server import reopening

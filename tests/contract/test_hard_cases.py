@@ -220,6 +220,19 @@ def wait_told(overlay: Overlay) -> None:
     assert overlay.new_syncfs() == 0
 
 
+def test_an_open_that_fails_at_the_setuid_bit_leaves_no_descriptor(stage: Stage) -> None:
+    scene = stage("ext4", off="dropping")
+    overlay = scene.overlay()
+    scene.base.chmod(0o755)
+    scene.close(overlay.write("program"))
+    (overlay.target / "program").chmod(0o4777)
+    user = scene.container(lambda: os.setuid(1000))
+    before = os.listdir(f"/proc/{scene.server.pid}/fd")
+    answers = {user.open(overlay.target / "program", os.O_WRONLY | os.O_TRUNC) for _ in range(5)}
+    assert answers == {-errno.EPERM}
+    assert len(os.listdir(f"/proc/{scene.server.pid}/fd")) <= len(before)
+
+
 def test_a_server_without_descriptors_tells_by_its_answer_and_when_it_has_some_as_ever(servers: Servers) -> None:
     server = servers.start()
     with open_scene("ext4", server) as scene:

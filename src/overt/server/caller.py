@@ -78,7 +78,12 @@ def of(tid: int) -> Call:
 
 
 def is_dying(tid: int) -> bool:
-    """Whether SIGKILL is pending for a thread (the kernel makes every fatal signal one); so is one that is gone."""
+    """Whether SIGKILL is pending for a thread (the kernel makes every fatal signal one); so is one that is gone.
+
+    Of a thread outside our pid namespace (0) that is not to be seen: no.
+    """
+    if not tid:
+        return False
     try:
         with open(f"/proc/{tid}/status", "rb") as file:
             pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]

@@ -113,7 +113,11 @@ def open_(mount: Mount, request: Request) -> Reply:
         node.refused.pop(request.pid, None)  # whoever was sent to look the name up has done so
     fd = tree.open(node, _ours(mount, flags) | cut)
     if request.arg[1] & fuse.FUSE_OPEN_KILL_SUIDGID:
-        drop_privileges(tree, node, request)
+        try:
+            drop_privileges(tree, node, request)
+        except OSError:
+            os.close(fd)
+            raise
     handle = _opened(mount, request, node, fd, writes=writes, below=below, appends=appends)
     return mount.session.opened(request.unique, handle.fh, *_how(handle))
 

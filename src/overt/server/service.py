@@ -163,8 +163,10 @@ class Service:
             tree = make_tree(options, layers, self.engine.cache, index)
             connection = connect(options)
         except BaseException:
-            if upper is not None and account is not None:
+            if account is not None and upper is not None:
                 upper.detach(account)
+            elif upper is not None:
+                upper.forgo()
             if base >= 0:
                 remove_work(base)
             layers.close()

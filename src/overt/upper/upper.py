@@ -139,6 +139,11 @@ class Upper:
             finally:
                 self._close_if_unused()
 
+    def forgo(self) -> None:
+        """Nothing came of the overlay for which `Uppers.get` was called: forget the upper if there is no other."""
+        with self._door:
+            self._close_if_unused()
+
     def _forgo_flush(self) -> None:
         """When the last ordinary overlay goes, and not later, when a volatile one is the last of all.
 
