@@ -272,6 +272,44 @@ def test_a_server_that_has_stopped_answering_is_put_down_and_who_waits_goes_free
     server.client.close()
 
 
+def processor_seconds(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.timeout(60)
+def test_a_watchdog_that_is_killed_has_a_successor_that_guards_the_same_mounts(servers: Servers) -> None:
+    server = servers.start("patience")
+    with open_scene("ext4", server) as scene:
+        overlay, other = scene.overlay(), scene.overlay()
+        other.umount()
+        container = scene.container()
+        fd = container.open(overlay.target)
+        (watchdog,) = process.children(server.pid)
+        os.kill(watchdog, signal.SIGKILL)
+        wait_until(lambda: process.children(server.pid) not in ([], [watchdog]), "there is another one", 10)
+        late = scene.overlay()
+        before = processor_seconds(server.pid)
+        time.sleep(1)
+        assert processor_seconds(server.pid) - before < 0.5
+        assert len(scene.events("the watchdog has ended: another one is started")) == 1
+        loops = [loop_of(overlay), loop_of(late)]
+        os.kill(server.pid, signal.SIGSTOP)
+        container.begin("syncfs", fd)
+        begun = time.monotonic()
+        assert container.end() != 0
+        assert time.monotonic() - begun < 20
+        wait_until(lambda: not server.alive, "the server is put down")
+        container.close()
+        scene.containers.remove(container)
+        for each in (overlay, late):
+            assert run_overt("umount", str(each.target)).returncode == 3
+        for loop in loops:
+            wait_until(lambda loop=loop: gone(loop), "the loop device is let go of")
+        scene.overlays.clear()
+    server.client.close()
+
+
 @pytest.mark.timeout(60)
 def test_a_server_that_waits_for_its_disk_is_left_alone(servers: Servers) -> None:
     server = servers.start("patience")

@@ -136,6 +136,11 @@ class Engine:
         self._watched[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
 
+    def forget(self, fd: int) -> None:
+        """Do not look at `fd` any more; for what `watch` calls."""
+        self._epoll.unregister(fd)
+        del self._watched[fd]
+
     def add(self, mount: Mount) -> None:
         """Serve a mount from now on; any thread."""
         self.mounts[mount.fd] = mount

@@ -1,10 +1,12 @@
 """A server process from its start to its end."""
 
 import gc
+import math
 import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from overt.server.watchdog import PATIENCE, Watchdog
 
 _LAST_REQUESTS = 3.0
 """seconds for the kernel to say that unmounted mounts are gone"""
+_PAUSE = 0.1
+"""seconds between two attempts at what takes a thread, where there are none"""
 
 # What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts;
 # open by handle; the caller's descriptor and its namespace; the first place in a line (sys_nice,
@@ -52,11 +56,7 @@ def serve(
     service = Service(events, watchdog, min(descriptors // 4, 1 << 16))
     engine = service.engine
 
-    def live() -> None:
-        watchdog.answer(engine.leader)
-        service.give_up(PATIENCE)
-
-    engine.watch(watchdog.fd, live)
+    _answer_watchdog(service, watchdog)
     for place in registry.clear_dead():
         events.say("cleared a dead mount", mount=place)
 
@@ -110,6 +110,40 @@ def serve(
     service.uppers.close()
     watchdog.close()
     return status
+
+
+def _answer_watchdog(service: Service, watchdog: Watchdog) -> None:
+    """Give the watchdog signs of life, and start another one where it has ended: somebody has killed it."""
+    engine, events = service.engine, service.events
+    renewed = -math.inf
+
+    def live() -> None:
+        if watchdog.answer(engine.leader):
+            service.give_up(PATIENCE)
+            return
+        engine.forget(watchdog.fd)
+        try:
+            process.start(threading.Thread(target=renew, daemon=True))
+        except OSError:  # no more threads: once more, and not so fast
+            time.sleep(_PAUSE)
+            engine.watch(watchdog.fd, live)
+
+    def renew() -> None:
+        nonlocal renewed
+        become_myself()
+        events.say("the watchdog has ended: another one is started")
+        while True:
+            time.sleep(max(0.0, renewed + watchdog.period - time.monotonic()))
+            renewed = time.monotonic()
+            try:
+                watchdog.renew()
+            except OSError as error:
+                events.say("no watchdog", why=str(error))
+            else:
+                engine.watch(watchdog.fd, live)
+                return
+
+    engine.watch(watchdog.fd, live)
 
 
 def _raise_limits() -> None:

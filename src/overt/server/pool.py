@@ -78,9 +78,7 @@ class Pool:
         if self._threads == self._limit:
             return
         try:
-            process.start(
-                threading.Thread(target=self._labour, name=f"{self._name}-{self._threads + 1}", daemon=True)
-            )
+            process.start(threading.Thread(target=self._labour, name=f"{self._name}-{self._threads + 1}", daemon=True))
         except OSError:
             if not self._threads:
                 raise

@@ -7,7 +7,8 @@ which may be its own or a slow layer, it has until the patience is over; then th
 killed. Where the loop goes on without a thread that is so kept (server/engine.py), the server aborts by itself the one
 connection that keeps it (`is_stuck`, `abort`).
 
-It ends after its server, when the socket between them closes, and never before. A process that is killed as the last
+It ends after its server, when the socket between them closes, and never before; if somebody kills it, the server
+starts another (`Watchdog.renew`). A process that is killed as the last
 of its mount namespace takes the mounts down before its descriptors are closed: it would say goodbye (DESTROY) to
 itself and wait for the answer, and every sync(2) of the machine with it.
 """
@@ -17,9 +18,14 @@ import select
 import signal
 import socket
 import struct
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
+import overt
 from overt.events import writer
 from overt.host import mounts
 
@@ -29,6 +35,10 @@ PATIENCE = 30.0
 """seconds without an answer"""
 _ADD, _DROP, _ASK = b"+", b"-", b"?"
 _MESSAGE = struct.Struct("=cQ")
+_THEIRS = 3
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from overt.server import watchdog; watchdog.main(*sys.argv[2:])"
+)
 
 
 def _keep_only(fd: int, *, stderr: bool) -> None:
@@ -52,52 +62,106 @@ class Watchdog:
 
         `period` and `patience` are in seconds.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.period = period
+        self._patience = patience
+        self._foreground = foreground
+        # Counted: a new mount can have the number of one that is not reported gone yet.
+        self._guarded: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _keep_only(theirs.fileno(), stderr=foreground)
-            try:
-                _watch(theirs, server, period, patience, writer(foreground=foreground))
-            finally:
-                os._exit(0)
+            _begin(theirs, server, period, patience, foreground=foreground)
         theirs.close()
-        ours.setblocking(False)
-        self._socket = ours
-        self.fd = ours.fileno()
 
-    def answer(self, leader: int) -> None:
-        """Give a sign of life of the engine's loop, which thread `leader` leads."""
+    @property
+    def fd(self) -> int:
+        """The descriptor to be looked at; another one after `renew`."""
+        return self._socket.fileno()
+
+    def answer(self, leader: int) -> bool:
+        """Give a sign of life of the engine's loop, which thread `leader` leads; False if the watchdog has ended."""
         try:
-            if self._socket.recv(64):
-                self._socket.send(_MESSAGE.pack(_ASK, leader))
+            if not self._socket.recv(64, socket.MSG_DONTWAIT):
+                return False
+            self._socket.send(_MESSAGE.pack(_ASK, leader))
         except BlockingIOError:
-            return
+            pass
+        except OSError:  # it ended with something unread
+            return False
+        return True
+
+    def renew(self) -> None:
+        """Start another one for one that has ended; not by the thread that handles requests. OSError if it cannot be.
+
+        A program of its own: there are threads by now, and what a lock of theirs guards is not to be used after fork(2).
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            words = [str(Path(overt.__file__).parent.parent), str(os.getpid()), str(self.period), str(self._patience)]
+            command = [sys.executable, "-I", "-S", "-c", _PROGRAM, *words, "foreground" if self._foreground else ""]
+            try:
+                pid = os.posix_spawn(
+                    sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _THEIRS)]
+                )
+            except OSError:
+                ours.close()
+                raise
+        with self._lock:
+            self._socket.close()
+            self._reap()
+            self._socket, self.pid = ours, pid
+            for number in self._guarded.elements():
+                ours.send(_MESSAGE.pack(_ADD, number))
 
     def guard(self, device: int) -> None:
-        """Abort the connection of this mount (its st_dev) too, if it comes to that. OSError if the watchdog is gone."""
-        self._send(_ADD, device)
+        """Abort the connection of this mount (its st_dev) too, if it comes to that.
+
+        OSError if the watchdog is gone; the next one does it.
+        """
+        self._send(_ADD, device, 1)
 
     def release(self, device: int) -> None:
         """The mount is gone."""
-        self._send(_DROP, device)
+        self._send(_DROP, device, -1)
 
-    def _send(self, verb: bytes, device: int) -> None:
-        self._socket.setblocking(True)
-        self._socket.send(_MESSAGE.pack(verb, _number(device)))
-        self._socket.setblocking(False)
+    def _send(self, verb: bytes, device: int, change: int) -> None:
+        number = _number(device)
+        with self._lock:
+            self._guarded[number] += change
+            self._socket.send(_MESSAGE.pack(verb, number))
 
     def close(self) -> None:
         """End the watchdog."""
-        self._socket.close()
-        os.waitpid(self.pid, 0)
+        with self._lock:
+            self._socket.close()
+            self._reap()
+
+    def _reap(self) -> None:
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+def _begin(server: socket.socket, pid: int, period: float, patience: float, *, foreground: bool) -> NoReturn:
+    """Be the watchdog of process `pid`, at the other end of `server`."""
+    try:
+        _keep_only(server.fileno(), stderr=foreground)
+        _watch(server, pid, period, patience, writer(foreground=foreground))
+    finally:
+        os._exit(0)
+
+
+def main(pid: str, period: str, patience: str, foreground: str) -> NoReturn:
+    """What `Watchdog.renew` starts."""
+    _begin(socket.socket(fileno=_THEIRS), int(pid), float(period), float(patience), foreground=bool(foreground))
 
 
 def _watch(server: socket.socket, pid: int, period: float, patience: float, say: Callable[[str], None]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connections = _connections()
-    # Counted: a new mount can have the number of one that is not reported gone yet.
     guarded: Counter[int] = Counter()
     leader = pid
     silent = 0.0
