@@ -95,7 +95,7 @@ class Watchdog:
     def renew(self) -> None:
         """Start another one for one that has ended; not by the thread that handles requests. OSError if it cannot be.
 
-        A program of its own: there are threads by now, and what a lock of theirs guards is not to be used after fork(2).
+        A program of its own: there are threads by now, and what locks of theirs guard is not to be used after fork(2).
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
