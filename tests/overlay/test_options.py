@@ -19,6 +19,9 @@ def test_layers_are_listed_uppermost_first() -> None:
     [
         ("volatile", {"fsync": "volatile"}), ("fsync=volatile", {"fsync": "volatile"}),
         ("volatile,fsync=volatile", {"fsync": "volatile"}), ("fsync=strict", {"fsync": "strict"}),
+        ("fsync=0", {"fsync": "volatile"}), ("volatile,fsync=0", {"fsync": "volatile"}), ("fsync=1", {}),
+        ("ro,rw", {}), ("rw,ro", {"read_only": True}), ("nodev,dev,nosuid,suid,noexec,exec", {}),
+        ("dev,nodev", {"no_dev": True}),
         ("fsync=auto", {}), ("ro", {"read_only": True}), ("nopassthrough", {"passthrough": False}),
         ("userxattr", {"user_xattr": True, "redirect_dir": "nofollow"}),
         ("fsync=strict,fsync=strict", {"fsync": "strict"}),
@@ -58,6 +61,8 @@ def test_understood(text: str, option: dict[str, object]) -> None:
         (f"{LAYERS},redirect_dir=maybe", "on, follow, nofollow, off"),
         (f"{LAYERS},redirect_dir=on,userxattr", "redirect_dir=on needs trusted xattrs"),
         (f"{LAYERS},redirect_dir=follow,userxattr", "contradict"),
+        (f"{LAYERS},metacopy=", "metacopy= needs a value: on or off"),
+        (f"{LAYERS},noxattrs=", "noxattrs= needs a value: 0 or 1"), (f"{LAYERS},fsync=0,fsync=1", "given twice"),
         (f"{LAYERS},ro=1", "unknown option 'ro=1'"), (f"{LAYERS},noatime=off", "unknown option"),
     ],
 )  # fmt: skip

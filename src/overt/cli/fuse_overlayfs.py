@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from overt import __version__
-from overt.cli.report import complain, describe
+from overt.cli.report import complain, describe, hold_standard_descriptors
 from overt.overlay import fuse_overlayfs
 from overt.overlay.options import OptionError, Options
 
@@ -78,9 +78,9 @@ def run(args: Sequence[str]) -> int:
         options, unknown = fuse_overlayfs.parse(asked.text)
         for item in asked.unknown + unknown:
             complain(NAME, f"unknown argument ignored: {item}")
-        if len(asked.places) != 1:
+        if len(asked.places) != 1 or not asked.places[0]:
             raise OptionError(
-                f"{'too many mount points' if asked.places else 'no mountpoint specified'} (see {NAME} -h)"
+                f"{'too many mount points' if asked.places[1:] else 'no mountpoint specified'} (see {NAME} -h)"
             )
         return _mount(options.absolute(), asked.places[0], foreground=asked.foreground)
     except OptionError as error:
@@ -101,4 +101,5 @@ def _mount(options: Options, target: str, *, foreground: bool) -> int:
 
 def main() -> NoReturn:
     """The entry point."""
+    hold_standard_descriptors()
     sys.exit(run(sys.argv[1:]))

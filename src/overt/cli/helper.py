@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from overt.cli import shared
 from overt.cli.background import in_background
-from overt.cli.report import complain, describe
+from overt.cli.report import complain, describe, hold_standard_descriptors
 from overt.host import mounts
-from overt.overlay.options import OptionError, items, understand
+from overt.overlay.options import OptionError, UnknownOption, items, understand
 from overt.server import registry
 
 _WHO = "mount.fuse.overt"
@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     try:
         given, places = getopt.gnu_getopt(list(args), "sfnvo:t:N:")
         flags = dict(given)
-        if len(places) != 2:
+        if len(places) != 2 or not places[1]:
             raise getopt.GetoptError(_USAGE)
         if "-N" in flags:
             raise getopt.GetoptError("-N: mount in the namespace itself (nsenter -m)")
@@ -55,6 +55,8 @@ def run(args: Sequence[str]) -> int:
         servers = [word.removeprefix(_SERVER) for word in words if word.startswith(_SERVER)]
         status = shared.mount(options, places[1], servers[-1]) if servers else None
         return _FAILED if (in_background(options, places[1]) if status is None else status) else 0
+    except UnknownOption as error:
+        complain(_WHO, f"{error} (overt mount --help lists them)")
     except (getopt.GetoptError, OptionError) as error:
         complain(_WHO, str(error))
     except OSError as error:
@@ -83,4 +85,5 @@ def _remount(target: str, words: Sequence[str]) -> None:
 
 def main() -> NoReturn:
     """The entry point."""
+    hold_standard_descriptors()
     sys.exit(run(sys.argv[1:]))

@@ -19,7 +19,7 @@ import click
 import click.shell_completion
 
 from overt import __version__
-from overt.cli.report import complain, describe
+from overt.cli.report import complain, describe, hold_standard_descriptors
 
 COMMANDS = {
     "mount": "Mount an overlay.",
@@ -95,6 +95,7 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point."""
+    hold_standard_descriptors()
     if os.path.basename(sys.argv[0]).endswith("fuse-overlayfs"):
         importlib.import_module("overt.cli.fuse_overlayfs").main()
     if _COMPLETE in os.environ:

@@ -1,6 +1,7 @@
 """overt mount: one overlay, served by a process of its own or by a server that runs already."""
 
 import click
+from click.core import ParameterSource
 
 from overt.cli.background import in_background, in_foreground
 from overt.overlay.options import OptionError, parse
@@ -30,6 +31,12 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
 
     Returns when the mount is live. Unmount with `overt umount MNT`, which also says whether data was lost.
     """
+    if not target:
+        raise click.UsageError("MNT is empty", click.get_current_context())
+    if foreground and server:
+        if click.get_current_context().get_parameter_source("server") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--foreground is for a server of its own: it contradicts --server")
+        server = None
     text = ",".join(options)
     try:
         parsed = parse(text).absolute()

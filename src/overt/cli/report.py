@@ -1,7 +1,22 @@
-"""What a command says when something went wrong: one line. Without click, for those who do not need it."""
+"""What a command says when something went wrong: one line; and where. Without click, for those who do not need it."""
 
 import os
 import sys
+
+
+def hold_standard_descriptors() -> None:
+    """Put /dev/null in the place of standard input, output and error where a caller has closed them (`>&-`).
+
+    To be called before anything is opened. The first free numbers would go to descriptors of ours else, which
+    everybody takes for the terminal: a server puts /dev/null over them.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    # Python has seen them closed, and has nothing in the place of its streams.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", errors="backslashreplace"))
 
 
 def complain(who: str, what: str) -> None:

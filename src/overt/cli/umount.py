@@ -21,6 +21,8 @@ def command(target: str, *, as_json: bool) -> int:
     An ordinary mount is flushed first. Exit status: 0 no error was recorded, 3 data is lost or may be lost, 1 it could
     not be unmounted.
     """
+    if not target:
+        raise click.UsageError("MNT is empty")
     place = os.path.abspath(target)
     owners = [entry for entry in registry.entries() if entry.target == place]
     owners = owners or [entry for entry in registry.entries() if entry.target == os.path.realpath(place)]

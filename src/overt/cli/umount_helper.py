@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from overt.cli.report import complain, describe
+from overt.cli.report import complain, describe, hold_standard_descriptors
 from overt.host import mounts
 from overt.printable import printable
 from overt.server import registry
@@ -28,7 +28,7 @@ def run(args: Sequence[str]) -> int:
     try:
         given, places = getopt.gnu_getopt(list(args), "flnrvt:N:")
         flags = dict(given)
-        if len(places) != 1 or "-N" in flags:
+        if len(places) != 1 or not places[0] or "-N" in flags:
             raise getopt.GetoptError(f"usage: {_WHO} MNT [-flnrv]")
         how = (mounts.MNT_DETACH if "-l" in flags else 0) | (mounts.MNT_FORCE if "-f" in flags else 0)
         verdict = _umount(os.path.abspath(places[0]), how)
@@ -61,4 +61,5 @@ def _umount(target: str, how: int) -> str:
 
 def main() -> NoReturn:
     """The entry point."""
+    hold_standard_descriptors()
     sys.exit(run(sys.argv[1:]))

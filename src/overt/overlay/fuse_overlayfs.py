@@ -38,7 +38,6 @@ _REFUSED = {
 }
 
 
-_OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "rw": "ro"}
 _BACKSLASH = re.compile(r"\\(.)")
 
 
@@ -57,14 +56,14 @@ def parse(text: str) -> Understood:
     for item in options.items(text):
         key, equals, value = item.partition("=")
         name = key + equals
-        if item in _OPPOSITES:
-            kept.pop(_OPPOSITES[item], None)
+        if item in options.OPPOSITES:
+            kept.pop(options.OPPOSITES[item], None)
         elif key in ("upperdir", "workdir"):
             kept[key] = name + _BACKSLASH.sub(r"\1", value)
         elif name in OWN:
             kept[key] = item
         elif name in ("fsync=", "sync="):
-            kept["fsync"] = "fsync=" + {"0": "volatile", "1": "auto"}.get(value, value)
+            kept["fsync"] = f"fsync={value}"
         elif key in _REFUSED and value not in ("", "0", "off"):
             raise OptionError(f"{item}: {_REFUSED[key]}")
         elif not {item, name, key} & {*IGNORED, *_REFUSED}:

@@ -9,21 +9,30 @@ from overt.overlay.view import View
 
 FSYNC_MODES = ("auto", "strict", "volatile")
 UNSEEN_MODES = ("record", "refuse")
-WHITEOUT_MODES = ("overlay", "oci")
-XINO_MODES = ("auto", "on", "off")
-"""inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ"""
+_ON_OFF = ("on", "off")
+_CHOICES = {
+    "fsync": FSYNC_MODES, "unseen": UNSEEN_MODES, "redirect_dir": redirect.MODES, "metacopy": _ON_OFF,
+    "index": _ON_OFF, "nfs_export": _ON_OFF, "whiteouts": ("overlay", "oci"),
+    # Inode numbers are unique in all of them: a FUSE mount has one st_dev, by which alone they could differ.
+    "xino": ("auto", "on", "off"),
+}  # fmt: skip
+_FSYNC_NUMBERS = {"0": "volatile", "1": "auto"}
+"""fsync= as fuse-overlayfs has it"""
 
+OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "rw": "ro"}
+"""options that take back another one"""
 _IGNORED = {
-    "rw", "dev", "suid", "exec", "async", "auto", "noauto", "user", "nouser", "users",
+    "async", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
     "lazytime", "nolazytime", "silent", "loud",
 }  # fmt: skip
 
 _VALUED = {
-    "lowerdir", "upperdir", "workdir", "fsync", "unseen", "redirect_dir", "metacopy", "index", "nfs_export", "xino",
-    "whiteouts", *view.VALUES,
+    "lowerdir": "DIR[:DIR...]", "upperdir": "a directory", "workdir": "a directory",
+    **{key: " or ".join(words) for key, words in _CHOICES.items()}, **view.VALUES,
 }  # fmt: skip
-_REPEATED = ("lowerdir+", "datadir+")
+"""options with a value, and which"""
+_REPEATED = {"lowerdir+": "a directory", "datadir+": "a directory"}
 
 _FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", *view.FLAGS}
 
@@ -36,6 +45,10 @@ _ATIME = {
 
 class OptionError(ValueError):
     """An option that cannot be used; the text names it and says what to do."""
+
+
+class UnknownOption(OptionError):
+    """One that there is not; where they are listed depends on who asks."""
 
 
 class Options(NamedTuple):
@@ -124,31 +137,31 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
         key, equals, value = item.partition("=")
         if key in _VALUED or key in _REPEATED:
             if not value:
-                raise OptionError(f"{key}= needs a value")
+                raise OptionError(f"{key}= needs a value: {_VALUED.get(key) or _REPEATED[key]}")
             if key in _REPEATED:
                 repeated[key].append(value)
                 continue
+            if key == "fsync":
+                value = _FSYNC_NUMBERS.get(value, value)
             if values.get(key, value) != value:
                 raise OptionError(f"{key}= is given twice")
             values[key] = value
         elif not equals and key in _FLAGS:
             flags.add(key)
+        elif item in OPPOSITES:
+            flags.discard(OPPOSITES[item])
         elif item in _ATIME:
             atime = _ATIME[item]
         elif item in ("diratime", "nodiratime"):
             dir_atime = item == "diratime"
         elif item not in _IGNORED and not sloppy:
-            raise OptionError(f"unknown option {item!r} (overt mount --help lists them)")
+            raise UnknownOption(f"unknown option {item!r}")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
-    _one_of("fsync", fsync, FSYNC_MODES)
-    _one_of("unseen", values.get("unseen", "record"), UNSEEN_MODES)
-    _one_of("xino", values.get("xino", "auto"), XINO_MODES)
-    _one_of("whiteouts", values.get("whiteouts", "overlay"), WHITEOUT_MODES)
-    for key in ("metacopy", "index", "nfs_export"):
-        _one_of(key, values.get(key, "off"), ("on", "off"))
+    for key, allowed in _CHOICES.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise OptionError(f"{key}={values[key]}: not one of {', '.join(allowed)}")
     if values.get("nfs_export") == "on":
         raise OptionError("nfs_export=on: file handles of a FUSE mount do not outlast it: leave the option out")
-    _one_of("redirect_dir", values.get("redirect_dir", redirect.FOLLOW), redirect.MODES)
     if "volatile" in flags and fsync != "volatile":
         raise OptionError(f"volatile and fsync={fsync} contradict each other: give one of them")
     metacopy = values.get("metacopy") == "on"
@@ -231,8 +244,3 @@ def items(text: str) -> list[str]:
             found[-1] += character
         escaped = character == "\\" and not escaped
     return [item for item in found if item]
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{key}={value}: not one of {', '.join(allowed)}")

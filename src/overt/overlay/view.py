@@ -16,18 +16,18 @@ _IDS = 1 << 32
 NO_ID = _IDS - 1
 """what the kernel takes for nobody's, (uid_t)-1"""
 
-VALUES = (
-    "uidmapping",
-    "gidmapping",
-    "squash_to_uid",
-    "squash_to_gid",
-    "timeout",
-    "noxattrs",
-    "context",
-    "xattr_permissions",
-)
+VALUES = {
+    "uidmapping": "STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...]",
+    "gidmapping": "STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...]",
+    "squash_to_uid": "the number of a user",
+    "squash_to_gid": "the number of a group",
+    "timeout": "a number of seconds",
+    "noxattrs": "0 or 1",
+    "context": "an SELinux context",
+    "xattr_permissions": "0, 1 or 2",
+}
 FLAGS = ("squash_to_root", "static_nlink", "noacl")
-"""the options of this page: those with a value, and those without"""
+"""the options of this page: those with a value, and which; and those without"""
 
 
 class Range(NamedTuple):
