@@ -4,9 +4,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from overt.host import mounts
 from overt.server.client import Client
 
 from .scene import EIO, Scene, Server, fsync, run_overt, wait_until
@@ -94,6 +96,27 @@ def test_of_errors_without_end_the_latest_are_shown_and_every_rule_holds(ext4: S
     record = early.umount()
     assert (record["verdict"], record["errors"], len(record["files"])) == ("lost", 30, 30)
     assert (late.umount()["verdict"], volatile.umount()["verdict"]) == ("no error recorded", "may be lost")
+
+
+def test_whom_an_error_was_told_is_counted_among_the_mounts_of_its_upper(ext4: Scene, tmp_path: Path) -> None:
+    victim = ext4.overlay()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    fd = mounts.new_mount("tmpfs", [])
+    mounts.attach(fd, elsewhere)
+    os.close(fd)
+    try:
+        for name in ("lower", "upper", "work", "merged"):
+            (elsewhere / name).mkdir()
+        names = f"lowerdir={elsewhere}/lower,upperdir={elsewhere}/upper,workdir={elsewhere}/work"
+        ext4.server.client.mount(str(elsewhere / "merged"), names)
+        ext4.close(victim.lose("lost"))
+        assert victim.new_syncfs() == EIO
+        shown = run_overt("status").stdout
+        ext4.server.client.umount(str(elsewhere / "merged"))
+    finally:
+        mounts.umount(elsewhere, mounts.MNT_DETACH)
+    assert "told to 1 of 1 mounts" in shown
 
 
 def test_files_that_only_the_tracepoint_saw_fail_are_named_however_many_errors_followed(ext4: Scene) -> None:

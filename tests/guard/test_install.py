@@ -37,6 +37,33 @@ def test_a_bundle_is_taken_back_whole(tmp_path: Path) -> None:
     assert install.out_of_bundle(tmp_path) == []
 
 
+def overt_guard(*words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "overt", "guard", *words], stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, **more,
+    )  # fmt: skip
+
+
+def test_a_bundle_whose_name_is_no_utf_8_is_installed_into_and_taken_back(tmp_path: Path) -> None:
+    bundle = tmp_path / os.fsdecode(b"bundle-\xff")
+    bundle.mkdir()
+    (bundle / "config.json").write_text('{"ociVersion": "1.0.2",  "linux": {}}')
+    for verb, options, files in (("install", ["--socket", "/run/g"], 2), ("uninstall", [], 1)):
+        for dry_run in (["--dry-run"], []):
+            done = overt_guard(verb, "bundle", str(bundle), *options, *dry_run, stdout=subprocess.PIPE)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "/bundle-\\xff/config.json" in done.stdout
+        assert len(os.listdir(bundle)) == files
+
+
+def test_a_standard_output_that_is_full_does_not_leave_half_of_it_installed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2",  "linux": {}}')
+    with open("/dev/full", "w") as full:
+        done = overt_guard("install", "bundle", str(tmp_path), "--socket", "/run/g", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "overt: No space left on device\n")
+    assert install.into_bundle(tmp_path, "/run/g") == []
+
+
 def test_what_was_changed_in_a_bundle_meanwhile_is_kept(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     text = '{"ociVersion": "1.0.2",  "linux": {"seccomp": null}}'

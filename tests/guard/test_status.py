@@ -40,6 +40,10 @@ def asked(path: Path, patience: float = 0.3) -> str:
     return str(raised.value.strerror)
 
 
+def test_a_path_that_is_too_long_is_called_so(tmp_path: Path) -> None:
+    assert asked(tmp_path / ("x" * 120)) == "AF_UNIX path too long"
+
+
 @pytest.mark.timeout(30)
 def test_why_a_guard_cannot_be_asked_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "guard"

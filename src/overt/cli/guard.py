@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from overt.cli.serve import notify_systemd
+from overt.cli.report import complain
+from overt.cli.serve import tell_ready
 from overt.printable import printable
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _SOCKET = click.option(
 )
 
 
+_UNKNOWN = 3
+"""the exit status of a check that did not find out, as `overt judge` has it"""
 _ENGINES = {"podman": "/etc/containers", "docker": "/etc/docker", "containerd": "/etc/containerd", "bundle": ""}
 """where each has its configuration"""
 _ENGINE = click.argument("engine", type=click.Choice(list(_ENGINES)))
@@ -64,14 +67,13 @@ def run(socket_path: str | None, ready_fd: int | None, blame: str, *, foreground
 
     supervisor.prepare()
     guard = supervisor.Supervisor(_path(socket_path), Events(foreground=foreground), blame, handed=activation.sockets())
-    if ready_fd is not None:
-        try:
-            os.write(ready_fd, b"\n")
-            os.close(ready_fd)
-        except OSError as error:
-            guard.close()
-            raise click.ClickException(f"--ready-fd {ready_fd}: {error.strerror}") from None
-    notify_systemd("READY=1")
+    if guard.lacking and not foreground:
+        complain("overt guard", f"not root: {guard.lacking}")
+    try:
+        tell_ready(ready_fd)
+    except OSError:
+        guard.close()
+        raise
     guard.run()
 
 
@@ -245,7 +247,7 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
 
     ENGINE is podman, docker, containerd, runc or crun; by default one that the guard is installed into.
 
-    Exit status 0: it is protected; 1: it is not, or that could not be found out (the container did not start).
+    Exit status 0: it is protected; 1: it is not; 3: that could not be found out (the container did not start, say).
     """
     from overt.guard import check as checks
     from overt.guard import runners
@@ -273,7 +275,7 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
             click.echo(f"{ {True: 'yes', False: 'NO', None: '?'}[step.ok]:4}{step.name}: {step.why}")
         found = {True: "protected", False: "NOT PROTECTED", None: "could not be found out"}[report.protected]
         click.echo(f"{engine}: {found}")
-    return 0 if report.protected else 1
+    return {True: 0, False: 1, None: _UNKNOWN}[report.protected]
 
 
 def _end(number: int, _: object) -> NoReturn:
@@ -305,12 +307,17 @@ def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "")
         changes = work_out()
     except (InstallError, ProfileError) as error:
         raise click.ClickException(str(error)) from None
-    for change in changes:
-        if dry_run:
-            click.echo(f"would {change}\n{change.diff()}")
-        else:
-            change.make(durable=True)
-            click.echo(change)
+    made = []
+    try:
+        for change in changes:
+            if dry_run:
+                click.echo(f"would {change}\n{change.diff()}")
+            else:
+                change.make(durable=True)
+                made.append(change)
+    finally:  # a standard output that is full or gone does not leave half of them made
+        for change in made:
+            click.echo(str(change))
     if not changes:
         click.echo("nothing to do")
     elif then and not dry_run:

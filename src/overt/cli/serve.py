@@ -7,12 +7,23 @@ from pathlib import Path
 import click
 
 
-def notify_systemd(state: str) -> None:
-    """sd_notify(3): tell systemd, if it has started us (Type=notify)."""
+def tell_ready(fd: int | None) -> None:
+    """Write a byte to `fd`, if there is one, and close it; and tell systemd, if it has started us (sd_notify(3)).
+
+    OSError naming whom it could not tell.
+    """
+    whom = f"--ready-fd {fd}"
     name = os.environ.get("NOTIFY_SOCKET")
-    if name:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.sendto(state.encode(), "\0" + name[1:] if name.startswith("@") else name)
+    try:
+        if fd is not None:
+            os.write(fd, b"\n")
+            os.close(fd)
+        if name:
+            whom = f"NOTIFY_SOCKET={name}"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.sendto(b"READY=1", "\0" + name[1:] if name.startswith("@") else name)
+    except OSError as error:
+        raise OSError(error.errno, f"{whom}: {error.strerror or error}") from None
 
 
 @click.command()
@@ -26,10 +37,6 @@ def command(path: str | None, ready_fd: int | None, *, foreground: bool) -> int:
     """
     from overt.server.main import serve
 
-    def ready() -> None:
-        if ready_fd is not None:
-            os.write(ready_fd, b"\n")
-            os.close(ready_fd)
-        notify_systemd("READY=1")
-
-    return serve(foreground=foreground, socket=Path(path) if path else None, ready=ready)
+    return serve(
+        foreground=foreground, socket=Path(path) if path else None, ready=lambda: tell_ready(ready_fd)
+    )  # fmt: skip

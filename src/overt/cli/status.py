@@ -7,43 +7,55 @@ from typing import Any
 
 import click
 
+from overt.cli.report import complain
 from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError
+
+_PATIENCE = 10.0
+"""seconds for a server to answer: it says what it knows, and hardly ever waits for a disk"""
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--events", is_flag=True, help="Print the latest events, one JSON object a line.")
 def command(*, as_json: bool, events: bool) -> int:
-    """Show mounts, uppers and the errors they recorded, of all servers."""
+    """Show mounts, uppers and the errors they recorded, of all servers.
+
+    Exit status: 0, or 1 if a server does not answer.
+    """
     servers = []
+    status = 0
     for path in registry.sockets():
         try:
-            with Client(path) as client:
+            with Client(path, _PATIENCE) as client:
                 if events:
                     for event in client.events():
                         click.echo(json.dumps(event))
                     continue
                 servers.append(client.status())
         except ServerError as error:
-            click.echo(f"overt: {path}: {error}", err=True)
+            complain("overt", f"{path}: {error}")
+            status = 1
+        except TimeoutError:
+            complain("overt", f"server {path.stem}: no answer within {_PATIENCE:g} s")
+            status = 1
         except OSError:
             continue  # a socket that a killed server left; `dead` below shows its mounts
     dead = [entry._asdict() for entry in registry.entries() if entry.dead]
     if events:
-        return 0
+        return status
     if as_json:
         click.echo(json.dumps({"servers": servers, "dead": dead}, indent=2))
-        return 0
-    if not servers and not dead:
+        return status
+    if not servers and not dead and not status:
         click.echo("no overt server is running")
     for server in servers:
         _show(server)
     for entry in dead:
         place = printable(entry["target"])
         click.echo(f"{place}  dead: its server {entry['pid']} is gone (overt umount clears it away)")
-    return 0
+    return status
 
 
 def _show(server: dict[str, Any]) -> None:
@@ -61,11 +73,13 @@ def _show(server: dict[str, Any]) -> None:
             click.echo(f"    lost: these are the latest of {mount['lost_files']} files")
     for upper in server["uppers"]:
         click.echo(f"  upper {upper['device']}: sees by {upper['eyes']}, {upper['flushes']} flushes")
+        # A server that has outlived an upgrade says of no mount on which upper it is.
+        mounts = sum(mount.get("device", upper["device"]) == upper["device"] for mount in server["mounts"])
         if upper["recorded"] > len(upper["errors"]):
             click.echo(f"    {upper['recorded']} errors, the latest {len(upper['errors'])} of them:")
         for error in upper["errors"]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["when"]))
             taken = ", taken from the host" if error["taken"] else ""
-            told = f"told to {len(error['told'])} of {sum(1 for _ in server['mounts'])} mounts"
+            told = f"told to {len(error['told'])} of {mounts} mounts"
             what = f"error {error['number']}: {os.strerror(error['errno'])}"
             click.echo(f"    {what}, {when}, by {error['source']}{taken}; {told}")

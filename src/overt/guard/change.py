@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from overt.printable import printable
+
 
 class Change(NamedTuple):
     """A file to be written, or, without a content, removed; so is an empty directory."""
@@ -20,15 +22,16 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         if self.content is None:
-            return f"remove {self.path}"
-        return f"write {self.path} ({len(self.content.encode())} bytes)"
+            return f"remove {printable(str(self.path))}"
+        return f"write {printable(str(self.path))} ({len(self.content.encode())} bytes)"
 
     def diff(self) -> str:
         """What would be different, as diff -u shows it. OSError."""
         import difflib  # slow to import, and the wrapper starts for every command of a runtime
 
         before = read(self.path) if self.path.is_file() else ""
-        sides = ("/dev/null" if not self.path.exists() else str(self.path), str(self.path))
+        name = printable(str(self.path))
+        sides = ("/dev/null" if not self.path.exists() else name, name)
         after = self.content or ""
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *sides, lineterm="")
         return "\n".join(lines)

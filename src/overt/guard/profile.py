@@ -7,6 +7,7 @@ conditions; a rule that names syncfs is taken apart and a rule of our own added.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ NOTIFY = "SCMP_ACT_NOTIFY"
 _ALLOW = "SCMP_ACT_ALLOW"
 _HARMLESS = {_ALLOW, "SCMP_ACT_LOG", "SCMP_ACT_TRACE"}
 _LESSER = {"SCMP_ARCH_X86_64": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"], "SCMP_ARCH_AARCH64": ["SCMP_ARCH_ARM"]}
+_RELEASE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 _OURS = "SCMP_ARCH_AARCH64" if os.uname().machine == "aarch64" else "SCMP_ARCH_X86_64"
 MINIMAL: dict[str, Any] = {
     "defaultAction": _ALLOW,
@@ -113,17 +115,22 @@ def _refuse_nonsense(base: dict[str, Any], where: str) -> None:
     for row in base.get("archMap") or []:
         if not isinstance(row.get("architecture"), str):
             raise ProfileError(f"{where}: archMap has a row without an architecture")
+    for member in ("includes", "excludes"):
+        if not all(isinstance(rule.get(member), dict | None) for rule in base.get("syscalls") or []):
+            raise ProfileError(f"{where}: a rule's {member} is not an object")
+    conditions = [rule.get(member) or {} for rule in base.get("syscalls") or [] for member in ("includes", "excludes")]
+    releases = [each["minKernel"] for each in conditions if each.get("minKernel")]
+    if not all(isinstance(release, str) and _RELEASE.match(release) for release in releases):
+        raise ProfileError(f"{where}: a rule's minKernel is not the number of a kernel")
     lists = [("architectures", base.get("architectures"))]
     lists += [("subArchitectures", row.get("subArchitectures")) for row in base.get("archMap") or []]
     lists += [("names", rule.get("names")) for rule in base.get("syscalls") or []]
+    lists += [(member, each.get(member)) for each in conditions for member in ("arches", "caps")]
     for member, names in lists:
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ProfileError(f"{where}: {member} is not a list of names")
     if not all(isinstance(rule.get("name"), str | None) for rule in base.get("syscalls") or []):
         raise ProfileError(f"{where}: a rule's name is not a name")
-    for member in ("includes", "excludes"):
-        if not all(isinstance(rule.get(member), dict | None) for rule in base.get("syscalls") or []):
-            raise ProfileError(f"{where}: a rule's {member} is not an object")
     if not isinstance(base.get("listenerPath"), str | None):
         raise ProfileError(f"{where}: listenerPath is not a path")
 

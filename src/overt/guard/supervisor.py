@@ -95,9 +95,11 @@ class Supervisor:
             if path in self._ours:
                 path.unlink()
             raise
-        missing = CAPABILITIES - process.capabilities()
+        missing = sorted(CAPABILITIES - process.capabilities())
+        self.lacking = f"containers' descriptors or uppers are out of reach without {missing}" if missing else ""
+        """what it cannot do for want of capabilities, in words; or empty"""
         if missing:
-            events.say("not root", why=f"containers' descriptors or uppers are out of reach without {sorted(missing)}")
+            events.say("not root", why=self.lacking)
         try:
             self.trace = Trace()
         except OSError as error:
@@ -353,7 +355,9 @@ def ask(path: Path, patience: float = _PATIENCE) -> dict[str, object]:
             why = f"no answer within {patience:g} s (is the guard stopped, or the machine very busy?)"
             raise TimeoutError(errno.ETIMEDOUT, why, os.fspath(path)) from None
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} ({_advice(error)})", os.fspath(path)) from None
+            # That a path is too long comes without a number.
+            why = f"{error.strerror} ({_advice(error)})" if error.errno else str(error)
+            raise OSError(error.errno or errno.ENAMETOOLONG, why, os.fspath(path)) from None
     try:
         return dict(json.loads(data))
     except ValueError:  # there is nothing, or a piece

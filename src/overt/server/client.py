@@ -1,5 +1,6 @@
 """The other end of the control socket, and a server started for one's own use."""
 
+import errno
 import json
 import os
 import select
@@ -27,14 +28,25 @@ class ServerError(Exception):
 class Client:
     """A conversation with one server."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Connect; OSError naming the socket if there is no server."""
+    def __init__(self, path: str | Path, patience: float | None = None) -> None:
+        """Connect; OSError naming the socket if there is no server.
+
+        `patience`: seconds for the connection and for each answer, which raise TimeoutError then. Mounting and
+        unmounting wait for disks, and take as long as these do.
+        """
+        self._path = os.fspath(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(patience)
         try:
-            self._socket.connect(os.fspath(path))
+            self._socket.connect(self._path)
+        except TimeoutError:
+            self._socket.close()
+            raise
         except OSError as error:
             self._socket.close()
-            raise OSError(error.errno, f"{error.strerror} (is `overt serve` running?)", os.fspath(path)) from None
+            # That a path is too long comes without a number.
+            why = f"{error.strerror} (is `overt serve` running?)" if error.errno else str(error)
+            raise OSError(error.errno or errno.ENAMETOOLONG, why, self._path) from None
 
     def __enter__(self) -> "Client":
         return self
@@ -63,31 +75,36 @@ class Client:
         """
         given = parse(options) if isinstance(options, str) else options
         fields = given.absolute()._asdict()
-        answer, _ = self._ask({"do": "mount", "target": os.path.abspath(target), "options": fields})
-        return list(answer["notices"])
+        return list(self._ask({"do": "mount", "target": os.path.abspath(target), "options": fields}, "notices"))
 
     def mount_detached(self, options: str, label: str = "detached") -> int:
         """A mount that is not in the tree yet: its descriptor, for move_mount(2). Raises ServerError."""
         fields = parse(options).absolute()._asdict()
-        return self._ask({"do": "mount-detached", "target": label, "options": fields})[1]
+        return self._converse({"do": "mount-detached", "target": label, "options": fields})[1]
 
     def umount(self, target: str) -> dict[str, Any]:
         """Unmount; returns the record of errors. Raises ServerError."""
-        return dict(self._ask({"do": "umount", "target": os.path.abspath(target)})[0]["record"])
+        return dict(self._ask({"do": "umount", "target": os.path.abspath(target)}, "record"))
 
     def status(self) -> dict[str, Any]:
         """Mounts, uppers and errors."""
-        return dict(self._ask({"do": "status"})[0]["status"])
+        return dict(self._ask({"do": "status"}, "status"))
 
     def events(self) -> list[dict[str, Any]]:
         """The latest events."""
-        return list(self._ask({"do": "events"})[0]["events"])
+        return list(self._ask({"do": "events"}, "events"))
 
     def stop(self) -> None:
         """Have the server unmount everything and end."""
-        self._ask({"do": "stop"})
+        self._converse({"do": "stop"})
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _ask(self, request: dict[str, Any], wanted: str) -> Any:
+        answer, _ = self._converse(request)
+        if wanted not in answer:
+            raise self._no_server()
+        return answer[wanted]
+
+    def _converse(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         received, fds = b"", []
         while not received.endswith(b"\n"):
@@ -96,10 +113,18 @@ class Client:
                 raise ServerError("the server ended", 1)
             received += data
             fds += new
-        answer: dict[str, Any] = json.loads(received)
+        try:
+            answer = json.loads(received)
+        except ValueError:
+            raise self._no_server() from None
+        if not isinstance(answer, dict):
+            raise self._no_server()
         if "error" in answer:
-            raise ServerError(answer["error"], answer.get("status", 1))
+            raise ServerError(str(answer["error"]), answer.get("status", 1))
         return answer, fds[0] if fds else -1
+
+    def _no_server(self) -> ServerError:
+        return ServerError(f"{self._path}: what listens here is not an overt server", 1)
 
 
 class Started:

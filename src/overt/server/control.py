@@ -43,9 +43,11 @@ class Control:
         mask = os.umask(0o177)
         try:
             self._socket.bind(os.fspath(unready))
+            self._socket.listen(16)
+        except OSError as error:  # it does not say of what, and of a path that is too long it has no number
+            raise OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), os.fspath(path)) from None
         finally:
             os.umask(mask)
-        self._socket.listen(16)
         unready.rename(path)  # nobody finds a socket that does not answer yet, and takes it for a dead server's
         service.engine.watch(self._socket.fileno(), self._accept)
 

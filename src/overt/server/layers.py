@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from overt.host import mounts
+from overt.host import mounts, process
 from overt.host.files import RENAME_WHITEOUT, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, renameat2
 from overt.overlay import marks
 from overt.overlay.options import Options
@@ -52,6 +52,8 @@ class Layers(NamedTuple):
 
 def open_layers(options: Options) -> Layers:
     """Open what `options` names; raise `Refusal`."""
+    if "sys_admin" not in process.capabilities():
+        raise Refusal("mounting needs root (CAP_SYS_ADMIN), or a user namespace of one's own (unshare -Urm)")
     below = (*options.lower, *options.data)
     paths = {f"lowerdir {path}": path for path in below}
     if len(paths) < len(below):

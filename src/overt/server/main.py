@@ -42,7 +42,8 @@ def serve(
 
     `first` is called, on a thread of its own, to make the mount for which this server exists; the server ends with its
     last mount then. Without `first` it serves until SIGTERM. `socket`: where to listen, beside the registry.
-    `watchdog`: one that was forked already.
+    `watchdog`: one that was forked already. `ready` tells whoever waits for the server; an OSError of it, or of
+    `first`, is raised here when the server has ended.
     """
     _raise_limits()
     gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
@@ -61,6 +62,7 @@ def serve(
         events.say("cleared a dead mount", mount=place)
 
     status = 0
+    failure: OSError | None = None
     ending = threading.Lock()
 
     def end() -> None:
@@ -88,6 +90,7 @@ def serve(
         signal.signal(number, lambda *_: end())
 
     def begin() -> None:
+        nonlocal failure
         try:
             if first is not None:
                 first(service)
@@ -96,7 +99,7 @@ def serve(
             engine.stop()
             return
         except OSError as error:
-            events.say("start failed", why=str(error))
+            failure = error
             engine.stop()
             return
         if first is not None:
@@ -109,6 +112,8 @@ def serve(
     own.unlink(missing_ok=True)
     service.uppers.close()
     watchdog.close()
+    if failure is not None:
+        raise failure
     return status
 
 

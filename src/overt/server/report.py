@@ -74,6 +74,7 @@ def mount_status(mount: Mount) -> dict[str, Any]:
         "target": mount.target,
         "lower": list(mount.options.lower),
         "upper": mount.options.upper,
+        "device": device(mount.upper) if mount.upper else None,
         "fsync": mount.options.fsync,
         "kind": mount.kind,
         "passthrough": mount.passthrough,
