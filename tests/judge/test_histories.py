@@ -48,7 +48,9 @@ def test_mounts_of_both_kinds_are_left_out_aloud(tmp_path: Path) -> None:
     assert (found, left_out) == ([], ["U5-mainline: mounts of both kinds, or none"])
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"verdicts": [{"history": [{"who": 1}]}]}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "no json", '{"verdicts": ["abc"]}', '{"verdicts": [{"history": [{"who": 1}]}]}']
+)
 def test_what_is_no_such_file_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)

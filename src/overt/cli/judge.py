@@ -69,6 +69,8 @@ def command(
     for upper in uppers:
         if upper not in UPPERS:
             raise click.BadParameter(f"'{upper}' is not one of {', '.join(UPPERS)}", param_hint="'--fs'")
+    if html is not None and not html.exists() and not os.access(html.parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"'{html}' cannot be made: no such directory, or not writable", param_hint="'--html'")
     out = Console(highlight=False)
     out.width = out.width if out.is_terminal else 200  # a table in a pipe has the width that it needs
     if just_list:

@@ -34,10 +34,10 @@ def read_use_case(ctx: click.Context, parameter: click.Parameter, value: str | N
     """``U5`` or ``5``."""
     if value is None:
         return None
-    number = value.removeprefix("U").removeprefix("u")
-    if not number.isdecimal() or int(number) not in CLAIMS:
+    number = {str(case): case for case in CLAIMS}.get(value.removeprefix("U").removeprefix("u").lstrip("0"))
+    if number is None:
         raise click.BadParameter(f"'{value}' is not one of U1 to U{max(CLAIMS)}")
-    return int(number)
+    return number
 
 
 @click.command("prove")

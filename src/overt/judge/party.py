@@ -30,11 +30,14 @@ BLOCK = 4096
 
 _SYNC_FILE_RANGE_ALL = 7  # wait before, write, wait after
 _MS_REMOUNT, _MS_BIND, _MS_RDONLY = 32, 4096, 1
-_FLAGS = {
+FLAGS = {
     "r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR, "create": os.O_CREAT, "excl": os.O_EXCL, "trunc": os.O_TRUNC,
     "append": os.O_APPEND, "sync": os.O_SYNC, "dsync": os.O_DSYNC, "direct": os.O_DIRECT, "dir": os.O_DIRECTORY,
     "path": os.O_PATH, "nofollow": os.O_NOFOLLOW, "nonblock": os.O_NONBLOCK, "tmp": os.O_TMPFILE,
 }  # fmt: skip
+"""how `open` opens"""
+READ_ONLY = {"place": _MS_REMOUNT | _MS_BIND | _MS_RDONLY, "superblock": _MS_REMOUNT | _MS_RDONLY}
+"""what `read_only` makes so"""
 
 
 def contents(marker: bytes) -> dict[str, bytes]:
@@ -64,7 +67,7 @@ class Calls:
         """open PATH [r|w|rw] [create] [trunc] [sync] ...: without any, for reading."""
         bits = 0
         for flag in flags:
-            bits |= _FLAGS[flag]
+            bits |= FLAGS[flag]
         self._fds[name] = os.open(path, bits | os.O_CLOEXEC, 0o644)
         return "0"
 
@@ -218,8 +221,7 @@ class Calls:
 
     def read_only(self, name: str, what: str) -> str:
         """read_only place|superblock: remounted so, as container runtimes do, or as mount -o remount,ro does."""
-        bits = _MS_REMOUNT | _MS_RDONLY | (_MS_BIND if what == "place" else 0)
-        check(libc.mount(None, b"/", None, bits, None))
+        check(libc.mount(None, b"/", None, READ_ONLY[what], None))
         return "0"
 
 

@@ -29,9 +29,13 @@ there it is mount and umount only: everything else is the same system calls for 
 import errno
 import re
 import tomllib
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
+
+from overt.judge.uppers import UPPERS
+from overt.printable import printable
 
 TOLD = frozenset({"EIO", "ENOSPC", "EDQUOT", "EROFS", "EUCLEAN"})
 """What a call may return that tells of a lost write: the error, or that the filesystem has shut down because of it."""
@@ -40,6 +44,9 @@ NEEDS = ("must", "nice")
 KINDS = ("ordinary", "volatile")
 LOWERS = ("elsewhere", "disk")
 WITNESSES = ("cursor", "disk")
+
+_MOST = 1 << 40
+"""bytes of a disk"""
 
 _STEP = re.compile(r"(?P<who>\w+): (?:(?P<name>\w+) = )?(?P<verb>\w+)(?P<words>(?: \S+)*?)(?: -> (?P<due>\S+))?")
 
@@ -132,20 +139,41 @@ def read(path: Path, text: str | None = None) -> Scenario:
     """A scenario from a file (or from `text`, with the file's name). Raises OSError; ValueError naming the file."""
     try:
         fields = tomllib.loads(path.read_text() if text is None else text)
-        steps = tuple(Step.parse(step) for step in fields.pop("steps", []))
-        for key, kind in (("title", str), ("need", str), ("claim", str), ("mounts", list)):
-            if not isinstance(fields.get(key), kind):
-                raise ValueError(f"it has no {key}")
-        unknown = set(fields) - set(Scenario._fields)
-        if unknown:
-            raise ValueError(f"there is no {', '.join(sorted(unknown))} in a scenario")
+        _check_kinds(fields)
+        fields["steps"] = tuple(map(Step.parse, fields.get("steps", [])))
         fields["mounts"], fields["uppers"] = tuple(fields["mounts"]), tuple(fields.get("uppers", ()))
         fields["claim"] = " ".join(fields["claim"].split())
-        scenario = Scenario(id=path.stem, steps=steps, **{"containers": 1, **fields})
+        scenario = Scenario(id=printable(path.stem), **{"containers": 1, **fields})
         _check(scenario)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return scenario
+
+
+_KINDS = {
+    "title": "a text", "need": "a text", "claim": "a text", "note": "a text", "witness": "a text", "lower": "a text",
+    "mounts": "a list of texts", "uppers": "a list of texts", "steps": "a list of texts", "containers": "a number",
+    "size": "a number", "layers": "true or false", "scales": "true or false",
+}  # fmt: skip
+"""what may be in a file, and of which kind it is"""
+_IS_OF: Mapping[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    "a number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "true or false": lambda value: isinstance(value, bool),
+}
+
+
+def _check_kinds(fields: Mapping[str, Any]) -> None:
+    for key in ("title", "need", "claim", "mounts"):
+        if key not in fields:
+            raise ValueError(f"it has no {key}")
+    unknown = set(fields) - set(_KINDS)
+    if unknown:
+        raise ValueError(f"there is no {', '.join(sorted(unknown))} in a scenario")
+    for key, value in fields.items():
+        if not _IS_OF[_KINDS[key]](value):
+            raise ValueError(f"{key} is not {_KINDS[key]}")
 
 
 def _check(scenario: Scenario) -> None:
@@ -157,12 +185,21 @@ def _check(scenario: Scenario) -> None:
         raise ValueError(f"witness is one of {', '.join(WITNESSES)}")
     if scenario.lower not in LOWERS:
         raise ValueError(f"lower is one of {', '.join(LOWERS)}")
+    if set(scenario.uppers) - set(UPPERS):
+        raise ValueError(f"uppers are some of {', '.join(UPPERS)}")
+    if scenario.containers < 1:
+        raise ValueError("containers are 1 at least")
+    if not 0 < scenario.size <= _MOST:
+        raise ValueError(f"size is in bytes, {_MOST} at most")
     if not any(step.due for step in scenario.steps):
         raise ValueError("no step says what is due")
+    from overt.judge import words  # which is made of what is made of scenarios
+
     known = {*scenario.letters, "each", "host", "disk"}
     for step in scenario.steps:
         if step.who not in known:
             raise ValueError(f"who is {step.who!r}? there are {', '.join(sorted(known))}")
+        words.check(step)
 
 
 def built_in() -> list[Scenario]:

@@ -16,9 +16,10 @@ import inspect
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from overt.host import files, mounts, process
 from overt.judge.party import Party, contents
@@ -63,12 +64,6 @@ class Stage:
         self.armed = False
         self._armed_at = -1
         self._marked = Counters()
-        self._verbs: dict[str, Callable[..., str]] = {
-            "mount": self._mount,
-            "umount": self._umount,
-            "kill": self._kill,
-            "commit": self._commit,
-        }
         self._recording: Recording | None = None
         self._promises: list[Promise] = []
         self._counters: Counters | None = None
@@ -82,15 +77,15 @@ class Stage:
             method = getattr(self, f"disk_{verb}", None)
             if method is None:
                 raise Nonsense(f"a disk has no verb {verb!r}")
-            return str(_call(method, words))
+            return _call(method, words)
         if who == "host":
             return self._host.do(verb, name, words)
         if verb == "mount" and who in self._mounted:
             raise Nonsense(f"{who} is mounted already")
         if verb != "mount" and who not in (self._mounted if verb == "umount" else self._parties):
             raise Nonsense(f"{who} is not mounted")
-        if verb in self._verbs:
-            return _call(self._verbs[verb], (who, *words))
+        if verb in OF_SYSTEMS:
+            return _call(OF_SYSTEMS[verb], (self, who, *words))
         return self._parties[who].do(verb, name, words)
 
     def counters(self) -> Counters:
@@ -200,14 +195,13 @@ class Stage:
         self.why = f"at {len(lost)} of {count} moments; {lost[0]}" if lost else f"at each of {count} moments"
         return "lost" if lost else "kept"
 
-    def disk_fail(self, what: str, *more: str) -> str:
+    def disk_fail(self, what: str, code: str = "EIO") -> str:
         """fail data|metadata|all|write|flush|read [ERRNO]"""
-        codes = {name: number for number, name in errno.errorcode.items()}
-        code = codes.get(more[0]) if more else errno.EIO
-        if code is None or what not in MEANING:
-            raise Nonsense(f"fail {what} {' '.join(more)}")
+        number = {name: number for number, name in errno.errorcode.items()}.get(code)
+        if number is None or what not in MEANING:
+            raise Nonsense(f"fail {what} {code}")
         self._armed_at = self.refused()
-        self.disk.fail(what, errno=code)
+        self.disk.fail(what, errno=number)
         self.armed = True
         return "0"
 
@@ -295,12 +289,18 @@ class Stage:
         self._mounted.clear()
 
 
-def _call(method: Callable[..., str], words: tuple[str, ...]) -> str:
+OF_SYSTEMS: Mapping[str, Callable[..., str]] = {
+    "mount": Stage._mount, "umount": Stage._umount, "kill": Stage._kill, "commit": Stage._commit,
+}  # fmt: skip
+"""what is done to a container by others, and not by its own process"""
+
+
+def _call(method: Callable[..., str], words: tuple[Any, ...]) -> str:
     """Call a verb, if it takes so many words."""
     try:
         inspect.signature(method).bind(*words)
     except TypeError as error:
-        raise Nonsense(f"{' '.join(words)}: {error}") from None
+        raise Nonsense(f"{method.__name__}: {error}") from None
     return method(*words)
 
 

@@ -258,9 +258,10 @@ def from_command(line: str, kind: str) -> System:
     words = shlex.split(line)
     if not any("{mount}" in word for word in words):
         raise ValueError("it does not say {mount}, where to mount")
-    try:
-        for word in words:
+    for word in words:
+        try:
             word.format(lower="", upper="", work="", mount="")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"there are {{lower}}, {{upper}}, {{work}} and {{mount}}, not {error}") from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            known = "{lower}, {upper}, {work} and {mount}"
+            raise ValueError(f"{word!r} cannot be filled in: {error} (there are {known}; {{{{ for a brace)") from None
     return Command(f"{os.path.basename(words[0])}{' volatile' * (kind == 'volatile')} (given)", kind, words)
