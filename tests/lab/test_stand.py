@@ -151,3 +151,37 @@ def test_a_fault_after_a_time_and_a_disk_that_recovers() -> None:
 def test_a_program_that_is_not_there_is_one_line_and_no_disk_stays() -> None:
     done = lab("run", "--size", "32", "--", "/no/such/program")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_bytes_that_are_no_utf_8_are_a_marker_and_a_name_too(tmp_path: Path) -> None:
+    marker = os.fsdecode(b"\xff\xfePRECIOUS")
+    writer = "import os; os.write(1, b'\\xff\\xfePRECIOUS' * 400); os.fsync(1)"
+    script = f'{sys.executable} -c "{writer}" > file 2> /dev/null; echo $?'
+    done = lab("run", "--size", "32", "--fail", "data", "--marker", marker, "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    place = tmp_path / os.fsdecode(b"disk-\xff")
+    place.mkdir()
+    assert lab("up", "--size", "32", str(place)).returncode == 0
+    try:
+        assert lab("fail", "--marker", marker, str(place), "data").stderr == ""
+        assert write_and_sync(place / "precious", os.fsencode(marker) * 400) == errno.EIO
+        done = lab("status", str(place))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"{tmp_path}/disk-\\xff: ext4 on ")
+    finally:
+        lab("down", str(place))
+
+
+def test_a_disk_that_has_to_be_larger_says_so(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = lab("up", "--fs", "btrfs", "--size", "8", str(place))
+    try:
+        if "is not installed" in done.stderr:
+            pytest.skip(done.stderr)
+        assert (done.returncode, done.stderr) == (
+            0, "overt lab: --size 8: btrfs takes 128 MiB at least, and gets them\n",
+        )  # fmt: skip
+        assert status(place)["size"] == 128 << 20
+    finally:
+        lab("down", str(place))

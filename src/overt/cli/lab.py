@@ -2,13 +2,20 @@
 
 import errno
 import json
+import math
+import os
 import sys
 from typing import Any
 
 import click
 
+from overt.cli.report import complain
 from overt.lab.filesystems import FILESYSTEMS
 from overt.lab.image import MEANING
+from overt.printable import printable
+
+_YEAR = 366 * 86400.0
+_MIB = 1 << 20
 
 _UP = """Mount a new filesystem at DIR, on a disk in memory that fails when it is told to.
 
@@ -39,6 +46,19 @@ def errno_named(ctx: click.Context, parameter: click.Parameter, value: str) -> i
     return number
 
 
+class _Seconds(click.FloatRange):
+    """A span of time, of a year at most: no timer takes infinity."""
+
+    def __init__(self) -> None:
+        super().__init__(0, _YEAR)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):  # which is in every range
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return seconds
+
+
 _what = click.Choice(list(MEANING))
 _filesystem = click.option("--fs", type=click.Choice(list(FILESYSTEMS)), default="ext4", show_default=True,
                            help="The filesystem on it.")  # fmt: skip
@@ -63,7 +83,8 @@ def command() -> None:
 def up(fs: str, size: int, mount_options: str, directory: str) -> None:
     from overt.lab import stand
 
-    stand.up(directory, fs, size << 20, mount_options)
+    _check_place(directory)
+    stand.up(directory, fs, _bytes(fs, size), mount_options)
 
 
 @command.command("fail", help=_FAIL)
@@ -86,7 +107,7 @@ def heal(directory: str) -> None:
 
 
 @command.command("hang")
-@click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="At most so long.")
+@click.option("--seconds", type=_Seconds(), default=60.0, show_default=True, help="At most so long.")
 @click.argument("directory", metavar="DIR")
 def hang(seconds: float, directory: str) -> None:
     """Answer no request until `heal`."""
@@ -106,8 +127,6 @@ def push(directory: str) -> None:
 @click.argument("file", metavar="FILE")
 def snapshot(durable: bool, directory: str, file: str) -> None:
     """Write the contents of the disk to FILE, an image that can be mounted."""
-    import os
-
     _ask(directory, "snapshot", path=os.path.abspath(file), durable=durable)
 
 
@@ -121,7 +140,7 @@ def status(as_json: bool, directory: str) -> None:
         print(json.dumps(found))
         return
     failing = f" ({', '.join(found['failing'])})" if found["failing"] else ""
-    print(f"{found['directory']}: {found['filesystem']} on {found['device']}, {found['size'] >> 20} MiB: "
+    print(f"{printable(found['directory'])}: {found['filesystem']} on {found['device']}, {found['size'] // _MIB} MiB: "
           f"{found['state']}{failing}")  # fmt: skip
     for kind in ("reads", "writes", "flushes", "discards"):
         print(f"{kind:9} {found[kind]:8}   refused {found['failed_' + kind]:8}")
@@ -142,8 +161,8 @@ def down(directory: str) -> None:
 @_errno
 @_marker
 @_skip
-@click.option("--after", type=click.FloatRange(0), default=0.0, help="Seconds after the start.")
-@click.option("--heal-after", type=click.FloatRange(0), default=None, help="Seconds after that it is well again.")
+@click.option("--after", type=_Seconds(), default=0.0, help="Seconds after the start.")
+@click.option("--heal-after", type=_Seconds(), default=None, help="Seconds after that it is well again.")
 @click.argument("program", nargs=-1, required=True, metavar="-- CMD...")
 def run(
     fs: str, size: int, mount_options: str, what: str, code: int, marker: str | None, skip: int, after: float,
@@ -153,8 +172,9 @@ def run(
     from overt.lab.program import Fault, run
 
     _check(what, marker)
-    fault = Fault(what, code, marker.encode() if marker else None, after, skip, heal_after)
-    with Disk(fs, size << 20, mount_options=mount_options) as disk:
+    _check_rights()
+    fault = Fault(what, code, os.fsencode(marker) if marker else None, after, skip, heal_after)
+    with Disk(fs, _bytes(fs, size), mount_options=mount_options) as disk:
         ended = run(program, disk, fault)
     counts = ended.counters
     asked = f"{counts.writes} writes, {counts.flushes} flushes and {counts.reads} reads"
@@ -167,8 +187,28 @@ def _check(what: str, marker: str | None) -> None:
         raise click.UsageError(f"{what} is told by --marker: a text that is in the data and nowhere else")
 
 
+def _check_rights() -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException("lab needs root, to attach loop devices and to mount")
+
+
+def _check_place(directory: str) -> None:
+    if not directory:
+        raise click.UsageError("DIR is empty")
+    _check_rights()
+
+
+def _bytes(fs: str, size: int) -> int:
+    """So many MiB in bytes, or what the filesystem takes at least: the user is told then."""
+    least = FILESYSTEMS[fs].least
+    if size * _MIB < least:
+        complain("overt lab", f"--size {size}: {fs} takes {least // _MIB} MiB at least, and gets them")
+    return max(size * _MIB, least)
+
+
 def _ask(directory: str, verb: str, **values: object) -> Any:
     from overt.lab import stand
 
+    _check_place(directory)
     found = stand.ask(directory, verb, **values)
     return found

@@ -118,7 +118,7 @@ def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
     state = "well"
 
     def fail(what: str, code: int, marker: str | None, skip: int) -> None:
-        disk.fail(what, errno=code, marker=marker.encode() if marker else None, skip=skip)
+        disk.fail(what, errno=code, marker=os.fsencode(marker) if marker else None, skip=skip)
         failing.append(f"{what} {errno.errorcode.get(code, code)}")
 
     def heal() -> None:
