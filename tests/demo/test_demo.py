@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from overt.cli import main as cli
 from overt.demo import perform, report, scenario, systems
+from overt.server import client
 
 N = 8
 FIELDS = [
@@ -133,6 +135,33 @@ def test_a_system_that_fails_is_a_row_and_voids_the_run(
     (row,) = json.loads(capsys.readouterr().out)
     assert row["outcome"] == "failed"
     assert "/nowhere" in row["note"] or "No such file" in row["note"]
+
+
+_WITHOUT_SYNCFS = """
+import sys
+from overt.server import connect
+def refused(*_):
+    raise OSError(95, "no loop device")
+connect._mount_block = refused
+from overt.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("volatile", [False, True])
+def test_where_the_kernel_sends_no_syncfs_overt_cannot_be_shown(
+    volatile: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As before Linux 6.18: a plain FUSE mount, to which syncfs(2) is not delivered."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nshift 2\nexec {sys.executable} -c '{_WITHOUT_SYNCFS}' \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(perform, "all_systems", lambda: [systems.Overt(volatile)])
+    monkeypatch.setattr(client, "sys", SimpleNamespace(executable=str(program)))
+    assert cli.run(["demo", "--containers", "2", "--json"]) == report.BLIND
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["outcome"], row["new_fd"]) == ("blind", None)
+    assert row["note"] == "this kernel does not send syncfs to FUSE (before Linux 6.18)"
 
 
 def test_a_system_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,18 @@ def test_nothing_is_concluded_where_overt_was_not_asked() -> None:
     assert report.status([]) == report.REHEARSED
 
 
+def test_where_the_kernel_sends_no_syncfs_no_promise_is_broken_and_none_shown() -> None:
+    blind = Row("overt", "ordinary", N, outcome="blind", note="this kernel does not send syncfs to FUSE")
+    rows = [KERNEL, blind, blind._replace(mount="volatile")]
+    assert report.status(rows) == report.BLIND
+    assert report.sentences(rows)[-1] == (
+        "Whether overt keeps its promise cannot be shown here: this kernel does not send syncfs to FUSE."
+    )
+    assert report.status([*rows, KERNEL._replace(outcome="void")]) == report.VOID
+    guard = kept("ordinary")._replace(system="overt guard", new_fd=(0, 0))
+    assert report.status([*rows, guard]) == report.BROKEN
+
+
 def test_there_are_three_sentences_and_the_numbers_are_the_tables() -> None:
     happened, others, verdict = report.sentences([KERNEL, kept("ordinary"), kept("volatile")])
     assert "lost" in happened

@@ -17,6 +17,7 @@ Exit status:
   2  bad usage
   3  void: there was no error to be told of, or a system failed before it could be asked
   4  rehearsed only: without root (or loop devices, or /dev/fuse) overlays are mounted, but no error can be made
+  5  overt cannot be shown: this kernel does not send syncfs to FUSE (before Linux 6.18)
 """
 
 

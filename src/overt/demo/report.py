@@ -1,7 +1,8 @@
 """What the demo shows: a progress bar, one table, three sentences, the exit status; or JSON.
 
 Exit status: KEPT, BROKEN (overt did not keep its promise), VOID (nothing was shown: there was no error to be told of,
-or a system could not be put through the scenario), REHEARSED (this machine does not allow a disk that fails).
+or a system could not be put through the scenario), REHEARSED (this machine does not allow a disk that fails), BLIND
+(this kernel does not let overt be shown).
 """
 
 import json
@@ -18,7 +19,7 @@ from overt.demo import scenario
 from overt.demo.perform import Begin, Lacking, Message
 from overt.demo.scenario import Counts, Row
 
-KEPT, BROKEN, VOID, REHEARSED = 0, 1, 3, 4
+KEPT, BROKEN, VOID, REHEARSED, BLIND = 0, 1, 3, 4, 5
 
 QUESTIONS = {
     "new_fd": "syncfs\nnew fd",
@@ -63,6 +64,8 @@ def status(rows: list[Row]) -> int:
         return BROKEN
     if any(row.outcome in ("void", "failed") for row in rows):
         return VOID
+    if any(row.outcome == "blind" for row in ours):
+        return BLIND
     return KEPT if ours and all(row.outcome == "asked" for row in ours) else REHEARSED
 
 
@@ -138,6 +141,9 @@ def _verdict(rows: list[Row]) -> str:
     faults = [fault for row in rows if row.system in OURS for fault in broken(row)]
     if faults:
         return f"overt did not keep its promise: {'; '.join(faults)}."
+    blind = [str(row.note) for row in rows if row.system == "overt" and row.outcome == "blind"]
+    if blind:
+        return f"Whether overt keeps its promise cannot be shown here: {blind[0]}."
     if any(row.system == "overt" and row.outcome != "asked" for row in rows):
         return "Whether overt keeps its promise was not shown."
     guarded = any(row.system == "overt guard" and row.outcome == "asked" for row in rows)

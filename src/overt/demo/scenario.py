@@ -46,7 +46,9 @@ class Row(NamedTuple):
     victim_fsync: Counts | None = None
     mount_seconds: float | None = None
     server_rss_bytes: int | None = None  # Pss, which counts shared pages once, of all processes that serve the mounts
-    outcome: str = "asked"  # or "void", "failed", "missing" (not on this machine), "rehearsed" (nothing was asked)
+    # or "void", "failed", "missing" (not on this machine), "blind" (asking shows nothing on this kernel), "rehearsed"
+    # (nothing was asked)
+    outcome: str = "asked"
     note: str | None = None  # why, or what was odd
 
 
@@ -92,6 +94,9 @@ def _run(system: System, disk: Disk, count: int, tell: Tell) -> Row:
         _overlays(system, disk.path, count, tell) as (overlays, service, row),
         _contained(overlays, disk.path, unlucky, tell, service.guard) as containers,
     ):
+        why = service.blind()
+        if why is not None:
+            return row._replace(outcome="blind", note=why)
         service.await_containers(count)
         files.syncfs(upper)
         disk.fail("data")

@@ -44,6 +44,10 @@ class Service(ABC):
     def pids(self) -> list[int]:
         """The processes that serve what was mounted."""
 
+    def blind(self) -> str | None:
+        """Why questions would show nothing here, in a few words, once something is mounted; None if they do."""
+        return None
+
     guard: str | None = None
     """the socket of the guard to which the containers hand their syncfs(2) over, if there is one"""
 
@@ -192,6 +196,10 @@ class OvertService(Service):
             return self._client.mount_detached(self._system.option_string(layers))
         except ServerError as error:
             raise OSError(errno.EIO, str(error)) from None
+
+    def blind(self) -> str | None:
+        told = all(mount["syncfs"] for mount in self._client.status()["mounts"])
+        return None if told else "this kernel does not send syncfs to FUSE (before Linux 6.18)"
 
     def pids(self) -> list[int]:
         return self._server.pids()
