@@ -64,15 +64,21 @@ def test_everything_is_in_its_place(unpacked: Path) -> None:
         "usr/share/fish/vendor_completions.d/overt.fish", "usr/share/doc/overt/docs/containers.md",
     ):  # fmt: skip
         assert (unpacked / place).stat().st_size > 0, place
-    ours = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/overt").rglob("*.py")}
-    packages = unpacked / "usr/lib/python3/dist-packages"
-    assert {str(path.relative_to(packages)) for path in (packages / "overt").rglob("*.py")} == ours
+    assert files(unpacked / "usr/lib/python3/dist-packages/overt") == files(ROOT / "src/overt")
+    assert files(unpacked / "usr/share/doc/overt/docs") == files(ROOT / "docs")
+
+
+def files(directory: Path) -> set[Path]:
+    """All below a directory but what Python makes of it."""
+    found = (path for path in directory.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(directory) for path in found}
 
 
 @pytest.mark.parametrize(
     ("program", "words", "said"),
     [
-        ("bin/overt", ["--version"], "overt "), ("bin/overt-fuse-overlayfs", ["--version"], "fuse-overlayfs: version"),
+        ("bin/overt", ["--version"], "overt "), ("bin/overt", ["judge", "--list"], "U5-new-fd "),
+        ("bin/overt-fuse-overlayfs", ["--version"], "fuse-overlayfs: version"),
         ("bin/overt-runc", ["--guard-runtime", "echo", "state", "x"], "state x"),
         ("sbin/mount.fuse.overt", ["x"], "usage: mount.fuse.overt"),
         ("sbin/umount.fuseblk.overt", [], "usage: umount.fuse.overt"),
