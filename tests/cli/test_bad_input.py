@@ -22,9 +22,10 @@ HELPER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from overt.cli.{} imp
 
 
 def run(words: Sequence[str | Path], **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run it in a directory in which nothing can be made, should an empty name be taken for that."""
     return subprocess.run(
         list(map(str, words)), capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "OVERT_SERVER": "", **environment},
+        cwd="/proc", env={**os.environ, "PYTHONPATH": str(SOURCE), "OVERT_SERVER": "", **environment},
     )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_a_standard_output_that_is_closed_is_no_failure(words: list[str], closed
     [
         (["mount", "-o", "lowerdir=x", ""], "overt mount: MNT is empty"),
         (["umount", ""], "overt umount: MNT is empty"),
-        (["lab", "up", ""], "overt lab up: DIR is empty"),
+        (["lab", "up", "-o", "bogus", ""], "overt lab up: DIR is empty"),
         (["lab", "status", ""], "overt lab status: DIR is empty"),
         (["mount", "-f", "--server", "x", "-o", "lowerdir=x", "y"], "overt mount: --foreground is for a server of its"),
         (["mount", "-o", "bogus", "y"], "overt mount: unknown option 'bogus' (see 'overt mount --help')"),
@@ -52,7 +53,10 @@ def test_a_standard_output_that_is_closed_is_no_failure(words: list[str], closed
         (["mount", "-o", "lowerdir=x,noxattrs=", "y"], "overt mount: noxattrs= needs a value: 0 or 1"),
         (["prove", "overt", "U" + "9" * 5000], "overt prove: Invalid value for 'USE-CASE'"),
         (["judge", "--list", "--system", "{mount.bar} {mount}"], "overt judge: '{mount.bar}' cannot be filled in"),
-        (["judge", "--html", "/nosuch/x.html"], "overt judge: Invalid value for '--html': '/nosuch/x.html' cannot"),
+        (
+            ["judge", "--list", "--html", "/nosuch/x.html"],
+            "overt judge: Invalid value for '--html': '/nosuch/x.html' cannot",
+        ),
         (["lab", "run", "--after", "inf", "--", "true"], "overt lab run: Invalid value for '--after'"),
         (["lab", "run", "--after", "nan", "--", "true"], "overt lab run: Invalid value for '--after'"),
         (["lab", "run", "--heal-after", "inf", "--", "true"], "overt lab run: Invalid value for '--heal-after'"),
@@ -68,8 +72,8 @@ def test_a_mistake_in_the_command_line_is_one_line(words: list[str], complaint: 
 
 @pytest.mark.parametrize(
     ("module", "words", "status"),
-    [("helper", ["overt", "", "-o", "lowerdir=/"], 32), ("umount_helper", [""], 32),
-     ("fuse_overlayfs", ["-o", "lowerdir=/", ""], 1)],
+    [("helper", ["overt", "", "-o", "lowerdir=/no/such"], 32), ("umount_helper", [""], 32),
+     ("fuse_overlayfs", ["-o", "lowerdir=/no/such", ""], 1)],
 )  # fmt: skip
 def test_an_empty_mount_point_is_not_the_current_directory(module: str, words: list[str], status: int) -> None:
     done = run([sys.executable, "-c", HELPER.format(module), SOURCE, *words])

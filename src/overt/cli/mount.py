@@ -32,7 +32,7 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
     Returns when the mount is live. Unmount with `overt umount MNT`, which also says whether data was lost.
     """
     if not target:
-        raise click.UsageError("MNT is empty", click.get_current_context())
+        raise click.UsageError("MNT is empty")
     if foreground and server:
         if click.get_current_context().get_parameter_source("server") is ParameterSource.COMMANDLINE:
             raise click.UsageError("--foreground is for a server of its own: it contradicts --server")

@@ -37,6 +37,4 @@ def command(path: str | None, ready_fd: int | None, *, foreground: bool) -> int:
     """
     from overt.server.main import serve
 
-    return serve(
-        foreground=foreground, socket=Path(path) if path else None, ready=lambda: tell_ready(ready_fd)
-    )  # fmt: skip
+    return serve(foreground=foreground, socket=Path(path) if path else None, ready=lambda: tell_ready(ready_fd))

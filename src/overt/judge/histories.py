@@ -35,7 +35,7 @@ def read(path: Path) -> tuple[list[Scenario], list[str]]:
                 found.append(_scenario(name, verdict, kinds.pop()))
             else:
                 left_out.append(f"{name}: mounts of both kinds, or none")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no output of overt prove --json: {error}") from None
     return found, left_out
 

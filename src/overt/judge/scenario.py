@@ -45,7 +45,8 @@ KINDS = ("ordinary", "volatile")
 LOWERS = ("elsewhere", "disk")
 WITNESSES = ("cursor", "disk")
 
-_MOST = 1 << 40
+_MOST_CONTAINERS = 100_000
+_LARGEST = 1 << 40
 """bytes of a disk"""
 
 _STEP = re.compile(r"(?P<who>\w+): (?:(?P<name>\w+) = )?(?P<verb>\w+)(?P<words>(?: \S+)*?)(?: -> (?P<due>\S+))?")
@@ -145,7 +146,7 @@ def read(path: Path, text: str | None = None) -> Scenario:
         fields["claim"] = " ".join(fields["claim"].split())
         scenario = Scenario(id=printable(path.stem), **{"containers": 1, **fields})
         _check(scenario)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return scenario
 
@@ -187,10 +188,10 @@ def _check(scenario: Scenario) -> None:
         raise ValueError(f"lower is one of {', '.join(LOWERS)}")
     if set(scenario.uppers) - set(UPPERS):
         raise ValueError(f"uppers are some of {', '.join(UPPERS)}")
-    if scenario.containers < 1:
-        raise ValueError("containers are 1 at least")
-    if not 0 < scenario.size <= _MOST:
-        raise ValueError(f"size is in bytes, {_MOST} at most")
+    if not 0 < scenario.containers <= _MOST_CONTAINERS:
+        raise ValueError(f"containers are 1 to {_MOST_CONTAINERS}")
+    if not 0 < scenario.size <= _LARGEST:
+        raise ValueError(f"size is in bytes, {_LARGEST} at most")
     if not any(step.due for step in scenario.steps):
         raise ValueError("no step says what is due")
     from overt.judge import words  # which is made of what is made of scenarios
