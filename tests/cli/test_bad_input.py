@@ -194,9 +194,11 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 def test_who_may_not_mount_is_told_what_it_takes(open_place: Path) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed")
+    if run([*NOBODY, sys.executable, "-c", "import overt"]).returncode:
+        pytest.skip(f"only its owner may run {sys.executable}, or read {SOURCE}")
     mine = {"XDG_RUNTIME_DIR": str(open_place / "run")}
     options = f"lowerdir={open_place}/lower"
-    needed = "mounting needs root (CAP_SYS_ADMIN), or a user namespace of one's own (unshare -Urm)\n"
+    needed = "mounting is not permitted: it needs root (CAP_SYS_ADMIN), or a user namespace (unshare -Urm)\n"
     done = overt("mount", "-o", options, open_place / "merged", prefix=NOBODY, **mine)
     assert (done.returncode, done.stderr) == (1, f"overt: {needed}")
     program = [sys.executable, "-c", HELPER.format("fuse_overlayfs"), SOURCE]

@@ -53,7 +53,7 @@ class Layers(NamedTuple):
 def open_layers(options: Options) -> Layers:
     """Open what `options` names; raise `Refusal`."""
     if "sys_admin" not in process.capabilities():
-        raise Refusal("mounting needs root (CAP_SYS_ADMIN), or a user namespace of one's own (unshare -Urm)")
+        raise Refusal("mounting is not permitted: it needs root (CAP_SYS_ADMIN), or a user namespace (unshare -Urm)")
     below = (*options.lower, *options.data)
     paths = {f"lowerdir {path}": path for path in below}
     if len(paths) < len(below):
