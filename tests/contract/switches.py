@@ -423,6 +423,13 @@ def closing() -> None:
     service._CLOSING = 2.0
 
 
+def outliving() -> None:
+    """The server keeps no descriptor of its mount namespace."""
+    from overt.host import process
+
+    process.outlive_mount_namespace = lambda: None
+
+
 def asking() -> None:
     """setfsuid(2) is taken at its word, which is that it has succeeded."""
     from overt.server import identity

@@ -336,7 +336,7 @@ def test_killed_as_the_last_of_its_mount_namespace_it_does_not_wait_for_itself(t
     for name in ("lower", "m"):
         (tmp_path / name).mkdir()
     for attempt in range(6):
-        loop = namespace_that_dies(tmp_path, f"socket-{attempt}")
+        loop = namespace_that_dies(tmp_path, f"socket-{attempt}", watched=attempt % 2 == 0)
         try:
             wait_until(lambda loop=loop: gone(loop), "the loop device is let go of", 5)
         except AssertionError:
@@ -344,8 +344,24 @@ def test_killed_as_the_last_of_its_mount_namespace_it_does_not_wait_for_itself(t
             raise
 
 
-def namespace_that_dies(base: Path, name: str) -> tuple[str, int]:
-    """Kill the server that is alone in a namespace; return the loop device of its mount."""
+@pytest.mark.timeout(60)
+def test_without_a_descriptor_of_its_namespace_it_would(tmp_path: Path) -> None:
+    for name in ("lower", "m"):
+        (tmp_path / name).mkdir()
+    loop = namespace_that_dies(tmp_path, "socket", watched=False, off="outliving")
+    try:
+        time.sleep(3)
+        assert not gone(loop)
+    finally:
+        abort(loop)
+    wait_until(lambda: gone(loop), "the loop device is let go of", 5)
+
+
+def namespace_that_dies(base: Path, name: str, *, watched: bool, off: str = "") -> tuple[str, int]:
+    """Kill the server that is alone in a namespace; return the loop device of its mount.
+
+    Not `watched`: its watchdog dies first, as with a whole cgroup.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -357,7 +373,7 @@ def namespace_that_dies(base: Path, name: str) -> tuple[str, int]:
             mounts.attach(fd, str(base / "m"))
             for directory in ("upper", "work", "merged"):
                 (base / "m" / directory).mkdir()
-            server = Server(base / name)
+            server = Server(base / name, off)
             where = base / "m"
             server.client.mount(
                 str(where / "merged"), f"lowerdir={base}/lower,upperdir={where}/upper,workdir={where}/work"
@@ -368,13 +384,16 @@ def namespace_that_dies(base: Path, name: str) -> tuple[str, int]:
                 os.close(file)
             device = os.stat(where / "merged").st_dev
             path = f"/dev/loop{os.minor(device)}"
-            os.write(writing, json.dumps([server.pid, path, loop_inode(path)]).encode())
+            os.write(writing, json.dumps([server.pid, process.children(server.pid), path, loop_inode(path)]).encode())
         finally:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        pid, path, inode = json.load(pipe)
+        pid, watchdogs, path, inode = json.load(pipe)
     assert bounded.wait(child, 30) == 0
+    assert watchdogs
+    for each in [] if watched else watchdogs:
+        os.kill(each, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     return path, inode
 

@@ -7,10 +7,8 @@ which may be its own or a slow layer, it has until the patience is over; then th
 killed. Where the loop goes on without a thread that is so kept (server/engine.py), the server aborts by itself the one
 connection that keeps it (`is_stuck`, `abort`).
 
-It ends after its server, when the socket between them closes, and never before; if somebody kills it, the server
-starts another (`Watchdog.renew`). A process that is killed as the last
-of its mount namespace takes the mounts down before its descriptors are closed: it would say goodbye (DESTROY) to
-itself and wait for the answer, and every sync(2) of the machine with it.
+It ends after its server, when the socket between them closes; if somebody kills it, the server starts another
+(`Watchdog.renew`).
 """
 
 import os
