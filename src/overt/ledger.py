@@ -65,7 +65,8 @@ class Account:
     """One overlay's share in the errors of its upper. Made by `Ledger.open_account`."""
 
     __slots__ = (
-        "before", "cursor", "ledger", "left_out", "mounted_at", "name", "reached", "spared", "told", "volatile",
+        "before", "cursor", "heard", "ledger", "left_out", "mounted_at", "name", "reached", "spared", "told",
+        "volatile",
     )  # fmt: skip
 
     def __init__(self, ledger: "Ledger", name: str, *, volatile: bool) -> None:
@@ -74,8 +75,11 @@ class Account:
         self.volatile = volatile
         self.before = ledger.newest
         self.mounted_at = self.reached = ledger.count
+        self.heard = ledger.count
+        """the number of the newest error of which somebody in this overlay was told; of an earlier one if nobody was"""
         self.cursor = 0
         self.told = 0
+        """how many answers carried an error"""
         self.spared: list[int] = []
         """numbers of the errors that were others' only, the newest"""
         self.left_out = 0
@@ -133,9 +137,10 @@ class Account:
         return self.tell(code)
 
     def tell(self, code: int) -> int:
-        """Count an answer that carries an error; return `code`."""
+        """Count an answer that carries an error, which is one to all that the overlay carries; return `code`."""
         if code:
             self.told += 1
+            self.heard = self.ledger.count if self.volatile else self.reached
         return code
 
     def _settle(self) -> None:
@@ -193,5 +198,5 @@ class Ledger:
             for account in self.accounts
             if account.mounted_at < error.number
             and error.number not in account.spared
-            and (account.told if account.volatile else account.reached >= error.number)
+            and account.heard >= error.number
         ]

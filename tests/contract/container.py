@@ -8,6 +8,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from overt.host import files, mounts, process
@@ -56,6 +57,10 @@ class Container:
 
     def fsync(self, fd: int) -> int:
         return int(self._ask("fsync", fd))
+
+    def write(self, path: object, data: bytes) -> int:
+        """Write a file, and close it."""
+        return int(self._ask("write", str(path), data.hex()))
 
     def begin(self, *words: object) -> None:
         """Ask, and do not wait."""
@@ -176,6 +181,8 @@ _VERBS: dict[str, Callable[..., int | None]] = {
     "syncfs_all": _all,
     "syncfs_32": _syncfs_32,
     "fsync": os.fsync,
+    "close": os.close,
+    "write": lambda path, text: Path(path).write_bytes(bytes.fromhex(text)) and None,
 }
 
 

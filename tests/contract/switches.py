@@ -447,3 +447,41 @@ def faults_of_changes(path: str) -> None:
     counted, (copyup.os, copyup.fcntl, copyup.utimensat) = copyup.os, kept
     steps.os = making.os = change.os = counted
     making.renameat2 = change.renameat2 = counted.module_counted("renameat2", change.renameat2)
+
+
+def last_flush() -> None:
+    """Nothing is flushed when the kernel says goodbye to a mount, or is done with it."""
+    from overt.server import report
+
+    real = report.flush
+    report.flush = lambda mount, seconds=None: real(mount) if seconds is None else None
+
+
+def unmounting() -> None:
+    """Little time to wait for the disk when the kernel says goodbye: a parameter."""
+    from overt.server import ending
+
+    ending.PATIENCE = 2.0
+
+
+def first_flush() -> None:
+    """`overt umount` does not flush before it unmounts, so that all is left for the flush that others wait for."""
+    from overt.server import report
+
+    real = report.flush
+    report.flush = lambda mount, seconds=None: None if seconds is None else real(mount, seconds)
+
+
+def letting_go() -> None:
+    """A server that ends does not answer those who unmount."""
+    from overt.server.mount import Mount
+
+    Mount.hurry = lambda self: None
+
+
+def remount_as_sync() -> None:
+    """A remount is taken for a sync(2), which no test may call: it waits for every filesystem of the machine."""
+    from overt.server import caller
+
+    caller.Call.is_sync = caller.Call.is_remount
+    caller.Call.is_remount = property(lambda call: False)

@@ -59,6 +59,8 @@ def _words(record: dict[str, Any]) -> str:
     text = str(record["verdict"])
     if record.get("files"):
         text += ": " + ", ".join(map(printable, record["files"])) + " and perhaps more" * record["perhaps_more"]
+    if record.get("elsewhere") and "elsewhere" not in text:
+        text += " (still mounted elsewhere)"
     if record["volatile"]:
         text += " (volatile: nothing was flushed)"
     return text

@@ -54,7 +54,8 @@ def _umount(target: str, how: int) -> str:
             if client.same_mounts:  # else it would unmount its own, and not the copy in this namespace
                 record = client.umount(target)
                 files = ", ".join(map(printable, record.get("files", ())))
-                return f"{record['verdict']}: {files}" if files else str(record["verdict"])
+                more = " and perhaps more" if files and record["perhaps_more"] else ""
+                return f"{record['verdict']}: {files}{more}" if files else str(record["verdict"])
     mounts.umount(target, how)
     return _WELL
 

@@ -24,7 +24,7 @@ from overt.upper import Upper, Uppers
 
 Send = Callable[[int], bool]
 
-_CARRIED = ("mounted_at", "reached", "cursor", "told", "spared", "left_out")
+_CARRIED = ("mounted_at", "reached", "cursor", "told", "heard", "spared", "left_out")
 """what the next worker needs of an account"""
 _numbers = itertools.count(1)
 
@@ -162,13 +162,13 @@ class Overlay:
                 return False
             at, held = self._find(tid, fd)
             description = self.held.entries[at][1] if held else account.open()
-            before = (account.cursor, account.told, description.since)
+            before = (account.cursor, account.told, account.heard, description.since)
             code = account.syncfs(description)
             sent = send(code or (failure.errno or errno.EIO if failure else 0))
             if not code:
                 return True
             if not sent:
-                account.cursor, account.told, description.since = before
+                account.cursor, account.told, account.heard, description.since = before
                 return True
             self.save()
             if held:

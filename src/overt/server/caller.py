@@ -1,7 +1,8 @@
 """Who asked, and in which system call: what the header of a FUSE request does not say.
 
-A SYNCFS request comes from syncfs(2), from umount(2), from a remount, and from any sync(2) on the machine. The caller
-waits in that call, so the kernel shows its number and arguments (proc(5), /proc/pid/syscall).
+A SYNCFS request comes from syncfs(2), from a remount, and from any sync(2) on the machine (umount(2) has DESTROY,
+server/ending.py). The caller waits in that call, so the kernel shows its number and arguments (proc(5),
+/proc/pid/syscall).
 """
 
 import platform
@@ -26,11 +27,6 @@ class Call(NamedTuple):
     argument: int
 
     @property
-    def is_known(self) -> bool:
-        """Whether the call could be seen."""
-        return self.number >= 0
-
-    @property
     def is_moving(self) -> bool:
         """Whether the thread had not gone to sleep yet: it will be seen in a moment."""
         return self.number == _MOVING
@@ -51,16 +47,22 @@ class Call(NamedTuple):
         return self.number in _FLAGS
 
     @property
+    def is_question(self) -> bool:
+        """Whether somebody wants to know whether data is safe; one whose call cannot be seen is taken to want it."""
+        return self.is_syncfs or self.number in (_UNSEEN, _MOVING)
+
+    @property
     def is_remount(self) -> bool:
         """Whether it is mount(2) or fsconfig(2), which remounts."""
         return self.number in _REMOUNT
 
 
-_UNSEEN, _MOVING = -1, -2
+_UNSEEN, _MOVING, _NONE = -1, -2, -3
 _PATIENCE = 1.0
 """seconds for a caller to go to sleep"""
 _PAUSE = 1e-4
 UNKNOWN = Call(0, _UNSEEN, -1)
+NOBODY = Call(0, _NONE, -1)
 
 
 def of(tid: int) -> Call:

@@ -348,6 +348,8 @@ def write(mount: Mount, request: Request) -> Reply:
             done += os.pwrite(handle.fd, request.payload[done:], offset + done)
         except OSError:
             break  # what was written counts; the next write meets the error
+    if flags & fuse.FUSE_WRITE_CACHE:
+        mount.written_back = True
     return mount.session.written(request.unique, done)
 
 

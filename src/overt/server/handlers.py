@@ -4,7 +4,7 @@ import errno
 import os
 
 from overt.fuse.request import Refused, Request
-from overt.server import attributes, data, directories, flags, names, syncing
+from overt.server import attributes, data, directories, ending, flags, names, syncing
 from overt.server.mount import Handler, Mount
 from overt.wire import fuse
 
@@ -20,15 +20,9 @@ def init(mount: Mount, request: Request) -> bytes | None:
     return reply
 
 
-def destroy(mount: Mount, request: Request) -> bytes:
-    """DESTROY: the last request, of fuseblk only."""
-    mount.destroyed = True
-    return mount.session.empty(request.unique)
-
-
 _SERVED: dict[int, Handler] = {
     fuse.FUSE_INIT: init,
-    fuse.FUSE_DESTROY: destroy,
+    fuse.FUSE_DESTROY: ending.destroy,
     fuse.FUSE_LOOKUP: names.lookup,
     fuse.FUSE_FORGET: names.forget,
     fuse.FUSE_BATCH_FORGET: names.forget,

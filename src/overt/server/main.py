@@ -78,6 +78,7 @@ def serve(
                 status = 1
             service.empty.wait(_LAST_REQUESTS)
         finally:
+            service.let_go()
             engine.stop()
 
     own = registry.directory() / f"{os.getpid()}.sock"

@@ -176,6 +176,18 @@ class Mount:
         self._closing = self._closed = False
         self.destroyed = False
         """whether the kernel has said that it is done with this mount"""
+        self.farewell = 0
+        """the request with which it said so, while that is to be answered"""
+        self.hurried = False
+        """whether nobody who unmounts it is to be kept any more"""
+        self.ending = threading.Lock()
+        """held while `record` is being made"""
+        self.record: dict[str, Any] | None = None
+        """the verdict on its data, once that is made (server/ending.py)"""
+        self.last_flush: Callable[[Mount], object] = lambda mount: None
+        """called when the kernel is done with it, before it lets go of anything"""
+        self.written_back = False
+        """whether the kernel has written mapped pages to us since a flush was last asked for"""
         self._idle = threading.Condition(threading.Lock())
 
     # Requests
@@ -393,12 +405,25 @@ class Mount:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle
 
+    def part(self) -> None:
+        """Answer the kernel's goodbye, if it has said one and waits: whoever unmounts goes on. Any thread."""
+        with self._idle:
+            unique, self.farewell = self.farewell, 0
+        if unique:
+            self.send(self.session.empty(unique))
+
+    def hurry(self) -> None:
+        """Keep nobody who unmounts it, from now on; any thread."""
+        self.hurried = True
+        self.part()
+
     def close(self) -> None:
         """The kernel is done with this mount: let go of everything, once the workers have. A worker's own thread."""
         with self._idle:
             self._closing = True
             self._idle.wait_for(lambda: not self._busy)
             self._closed = True
+        self.last_flush(self)
         for handle in [*self.handles.values(), *self.released]:
             if handle.fd >= 0:
                 try:

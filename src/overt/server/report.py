@@ -1,20 +1,29 @@
 """What is said of a mount and of an upper: at its end (rule 10), and in `overt status`."""
 
+import errno
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from overt.host.btrfs import has_subvolumes
+from overt.host.files import birth_time
+from overt.host.libc import AT_FDCWD
 from overt.server.mount import Mount
 from overt.server.syncing import NAMED
 from overt.upper import Upper
 
+WELL = "no error recorded"
+"""the verdict on a mount of whose data nothing bad is known"""
 _SHOWN = 20
 """how many lost files of a mount its status names"""
 
 
-def flush(mount: Mount) -> OSError | None:
-    """Flush an ordinary mount's upper, or look at a volatile one's; return why that failed. Waits for the disk."""
+def flush(mount: Mount, seconds: float | None = None) -> OSError | None:
+    """Flush an ordinary mount's upper, or look at a volatile one's; return why that failed. Waits for the disk.
+
+    ETIMEDOUT if the disk does not answer within `seconds`.
+    """
     if mount.upper is None:
         return None
     if mount.volatile:
@@ -27,45 +36,84 @@ def flush(mount: Mount) -> OSError | None:
         failed.append(error)
         done.set()
 
-    mount.upper.flush(flushed)
-    done.wait()
+    try:
+        mount.upper.flush(flushed)
+    except RuntimeError as error:  # no more threads
+        return OSError(errno.EAGAIN, str(error))
+    if not done.wait(seconds):
+        return OSError(errno.ETIMEDOUT, f"no answer from its disk in {seconds:g} s")
     return failed[0]
 
 
 def verdict(mount: Mount, failure: OSError | None) -> dict[str, Any]:
     """What became of a mount's data, by what is known after a flush that came to `failure`."""
     errors = mount.account.count if mount.account is not None else 0
-    lost = sorted(set(mount.lost) | set(_lost_by_inode(mount)))
     record: dict[str, Any] = {
         "mount": mount.target,
         "volatile": mount.volatile,
         "flushed": mount.upper is not None and not mount.volatile and failure is None,
         "errors": errors,
     }
+    if failure is not None:
+        record["why"] = failure.strerror or str(failure)
+    seen = _lost_by_inode(mount)
+    lost = sorted({*mount.lost, *seen.certain})
+    files = lost or sorted(seen.doubtful)
+    if files:
+        more = len(files) >= NAMED or not seen.is_all or bool(lost and {*seen.doubtful} - {*lost})
+        record |= {"files": files[:NAMED], "perhaps_more": more}
     if lost:
-        named = {"files": lost[:NAMED], "perhaps_more": len(lost) >= NAMED}
-        return record | {"verdict": "lost"} | named
-    return record | {"verdict": "may be lost" if errors or failure else "no error recorded"}
+        return record | {"verdict": "lost"}
+    return record | {"verdict": "may be lost" if errors or failure else WELL}
 
 
-def _lost_by_inode(mount: Mount) -> list[str]:
-    """Files of this mount that the tracepoint saw fail."""
-    if mount.upper is None or mount.account is None:
-        return []
-    inodes = mount.upper.failed(mount.account.mounted_at)
+class _Seen(NamedTuple):
+    """Files of a mount whose inode numbers are of those that the tracepoint saw fail."""
+
+    certain: list[str]
+    doubtful: list[str]
+    """it may have been another file that had this number: before, or in another subvolume"""
+    is_all: bool
+    """whether all that failed is known"""
+
+
+def _lost_by_inode(mount: Mount) -> _Seen:
+    if mount.upper is None or mount.account is None or not mount.account.count:
+        return _Seen([], [], True)
+    inodes = mount.upper.failed(mount.account.mounted_at, newest=True)
+    seen = _Seen([], [], inodes is not None)
     if not inodes:
-        return []
-    root = f"/proc/self/fd/{mount.tree.layers[0].root}"
-    found = []
-    for directory, _, files in os.walk(root):
-        for name in files:
+        return seen
+    top = mount.tree.layers[0].root
+    root = f"/proc/self/fd/{top}"
+    unique = _has_unique_numbers(top, mount.upper)
+    offset = time.time() - time.monotonic()
+    for directory, _, names in os.walk(root):
+        for name in names:
             path = os.path.join(directory, name)
             try:
-                if os.lstat(path).st_ino in inodes:
-                    found.append(path[len(root) :])
+                failed = inodes.get(os.lstat(path).st_ino)
+                born = birth_time(AT_FDCWD, os.fsencode(path)) if failed is not None else None
             except OSError:
                 continue  # removed or unreadable meanwhile: it cannot be named
-    return found
+            if failed is None or (born is not None and born > failed.when + offset):
+                continue  # younger than the error: the number was another file's then
+            (seen.certain if unique and born is not None else seen.doubtful).append(path[len(root) :])
+    return seen
+
+
+def _has_unique_numbers(directory: int, upper: Upper) -> bool:
+    """Whether a number is one file's on all of the upper: each subvolume of btrfs has numbers of its own."""
+    if os.fstat(directory).st_dev == upper.s_dev:
+        return True
+    try:
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        try:
+            return not has_subvolumes(fd)
+        finally:
+            os.close(fd)
+    except OSError:  # not allowed to know, or not btrfs
+        return False
 
 
 def mount_status(mount: Mount) -> dict[str, Any]:

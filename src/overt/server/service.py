@@ -17,6 +17,7 @@ from overt.ledger import UpperError
 from overt.overlay.options import OptionError, Options
 from overt.server import data, registry, report
 from overt.server.connect import connect
+from overt.server.ending import conclude, last_flush
 from overt.server.engine import Engine
 from overt.server.handlers import TABLE
 from overt.server.indexing import open_index
@@ -41,8 +42,11 @@ from overt.upper import Upper, Uppers
 
 _START = 10.0
 """seconds for the kernel to begin to talk"""
-_LAST_SERVED, _PLAIN = 10.0, 0.2
-"""seconds for an unmounted mount to be closed: when the kernel has said goodbye (DESTROY), and where it never does"""
+_LAST_SERVED = 10.0
+"""seconds for a mount to be closed with which the kernel is done"""
+_GOODBYE = 0.2
+"""seconds for the kernel to be done with a mount that was taken down, if it is nowhere else"""
+_PAUSE = 1e-3
 _CLOSING = 60.0
 """seconds in which everything is unmounted, when the server ends"""
 _WORKERS = 16
@@ -120,8 +124,9 @@ class Service:
             with contextlib.suppress(OSError):  # no descriptor for it: what is left is an empty directory
                 base = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount.tree.work)
             mount.end()
+        mount.record = {"mount": mount.target, "verdict": "never mounted"}  # nobody can have written anything
         os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
-        self._wait_until_gone(mount, _LAST_SERVED if mount.kind == "fuseblk" else _PLAIN)
+        self._wait_until_gone(mount, _LAST_SERVED)
         if base >= 0:
             try:
                 if mount not in self.mounts:
@@ -184,6 +189,7 @@ class Service:
         mount.hidden = new_number()
         mount.kind, mount.device = connection.kind, connection.device
         mount.handlers = mount.served = TABLE
+        mount.last_flush = last_flush
         mount.serve_hidden = serve_hidden
         problem = None
         try:
@@ -288,28 +294,32 @@ class Service:
 
     def _unmount(self, mount: Mount) -> dict[str, Any]:
         if not mount.begin():
-            return {"mount": mount.target, "verdict": "gone"}
+            return conclude(mount)
         try:
-            report.flush(mount)  # so that little is left for the one that counts
+            report.flush(mount)  # so that little is left for the one that counts, for which others have to wait
             _take_down(mount)
             mount.placed = False
-            record = report.verdict(mount, report.flush(mount))  # nobody can write any more
+            over = _is_over(mount)
+            if over:
+                record = conclude(mount)  # nobody can write any more
         finally:
             mount.end()
         registry.remove(mount.registered)
-        self.events.say("unmounted", **record)
-        # Who mounts the same directories again should not find them in use. Another namespace may still have the mount.
-        held = mount.destroyed or mount.reopening is not None
-        patience = _LAST_SERVED if held else _PLAIN if mount.kind != "fuseblk" else 0.0
-        self._wait_until_gone(mount, patience)
+        if not over:
+            return self._left(mount)
+        self._wait_until_gone(mount, _LAST_SERVED)  # who mounts the same directories again should not find them in use
         return record
 
-    def record(self, mount: Mount) -> dict[str, Any]:
-        """Flush an ordinary mount's upper, and say what became of its data (rule 10)."""
+    def _left(self, mount: Mount) -> dict[str, Any]:
+        """Flush a mount that is in use where this server cannot reach it, and say what is known of its data so far."""
         if not mount.begin():
-            return {"mount": mount.target, "verdict": "gone"}
+            return conclude(mount)
         try:
-            return report.verdict(mount, report.flush(mount))
+            record = report.verdict(mount, report.flush(mount)) | {"elsewhere": True}
+            if record["verdict"] == report.WELL:
+                record["verdict"] = "still mounted elsewhere"
+            self.events.say("left", **record)
+            return record
         finally:
             mount.end()
 
@@ -335,14 +345,21 @@ class Service:
             problems += [f"{mount.target}: no answer from its disk: may be lost" for mount in live if mount.placed]
         return problems
 
+    def let_go(self) -> None:
+        """Answer whoever unmounts: the server is about to end."""
+        for mount in list(self.mounts):
+            mount.hurry()
+
     def _close(self, own: list[Mount], problems: list[str]) -> None:
         """Unmount all that is on one upper."""
         for mount in own:
             try:
                 if mount.placed and os.path.ismount(mount.target):
                     self._unmount(mount)
+                elif mount.destroyed or mount.gone:
+                    conclude(mount)
                 else:  # somebody moved it into another namespace: its users will find the server gone
-                    self.events.say("left", **self.record(mount))
+                    self._left(mount)
             except OSError as error:
                 problems.append(f"{mount.target}: {error}: detached while in use")
                 if not _is_covered(mount):
@@ -424,6 +441,17 @@ def _is_covered(mount: Mount) -> bool:
         return os.stat(mount.target).st_dev != mount.device
     except OSError:  # its own error: the connection was aborted, or the upper has shut down
         return False
+
+
+def _is_over(mount: Mount) -> bool:
+    """Whether the kernel is done with a mount that was taken down, or is in a moment: it may be somewhere else, too."""
+    ours = mount.reopening is not None or mount.settling.locked()  # then we ourselves have it somewhere
+    deadline = time.monotonic() + (_LAST_SERVED if ours else _GOODBYE)
+    while not mount.destroyed and not mount.gone:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
 
 
 def _take_down(mount: Mount) -> None:

@@ -4,6 +4,9 @@ SYNCFS of an ordinary mount: the upper is flushed, then read (overt.upper, one f
 what this overlay is owed is put on its superblock's own cursor (server/poison.py); only then the request is answered,
 and the kernel tells the caller's open file as errseq says. sync(2) sends the same request to every mount, throws the
 answer away, and flushes the upper itself, so it is answered at once: it costs nothing and takes nothing from anybody.
+Unless the kernel has written pages to us that were dirtied through a mapping: sync(2) writes the data of all
+superblocks in turn (fs/sync.c, ksys_sync), the upper's before this mount's, so that these may be in the upper's cache
+and nowhere else. umount(2) has a request of its own, server/ending.py.
 """
 
 import errno
@@ -95,12 +98,33 @@ def _volatile(mount: Mount, request: Request) -> Reply:
     """What a volatile mount answers to every question: EIO after any error since it was mounted. Nothing is flushed."""
     assert mount.upper is not None and mount.account is not None
     mount.upper.check()
-    code = mount.account.tell(mount.account.sticky())
-    return mount.session.error(request.unique, code) if code else mount.session.empty(request.unique)
+    code = mount.account.sticky()
+    if not code:
+        return mount.session.empty(request.unique)
+    if request.opcode == fuse.FUSE_SYNCFS:
+        mount.begin()
+        mount.pool.submit(_answer_volatile, mount, request, code)
+        return None
+    _count(mount, code)
+    return mount.session.error(request.unique, code)
+
+
+def _answer_volatile(mount: Mount, request: Request, code: int) -> None:
+    """Made by a worker: who has not gone to sleep yet cannot be seen."""
+    if caller.wait_for(request.pid).is_question:
+        _count(mount, code)
+    _answer(mount, request, code)
+
+
+def _count(mount: Mount, code: int) -> None:
+    """Count an answer that tells somebody."""
+    assert mount.account is not None
+    with mount.settling:
+        mount.account.tell(code)
 
 
 def syncfs(mount: Mount, request: Request) -> Reply:
-    """SYNCFS: syncfs(2), and what umount(2) and sync(2) send."""
+    """SYNCFS: syncfs(2), and what sync(2) and a remount send."""
     mount.tells_syncfs = True
     if mount.upper is None or mount.probing:
         return mount.session.empty(request.unique)
@@ -125,15 +149,17 @@ def _when_seen(mount: Mount, request: Request) -> None:
 
 
 def _ask(mount: Mount, request: Request, call: caller.Call) -> None:
-    """Flush and look, then answer; a sync(2) is answered at once."""
+    """Flush and look, then answer; a sync(2) is answered at once where that is enough."""
     upper, account = mount.upper, mount.account
     assert upper is not None and account is not None
-    if call.is_sync:
+    if call.is_sync and not mount.written_back:
         _answer(mount, request, 0)
         return
+    mount.written_back = False
 
     def flushed(error: OSError | None) -> None:
-        if error is None and account.owed() is None and not (call.is_remount and mount.reopening is not None):
+        quiet = error is None and account.heard == account.ledger.count
+        if quiet and not (call.is_remount and mount.reopening is not None):
             _answer(mount, request, 0)
         else:
             mount.pool.see_to(_settle, mount, request, call, error)
@@ -157,13 +183,13 @@ def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | 
     try:
         if call.is_remount:
             remounted(mount)
-        if call.is_syncfs or call.is_remount or not call.is_known:
+        if call.is_question or call.is_remount:
             # A flush that failed is on the cursor too, so that who is told by this answer is not told again. What
             # cannot be put there is told by this answer; it stays owed, and the next to ask is told as well.
             owed = _carry(mount, call)
             if owed and mount.refuses and call.is_remount:
                 # Not while `settling` is held: who is in syncfs(2) has s_umount, for which it waits, and may need that.
-                reopen(mount, lambda: _carry(mount, caller.UNKNOWN))
+                reopen(mount, lambda: _carry(mount, caller.NOBODY))
             code = owed or code
     except Exception:
         mount.events.crash(f"syncfs on {mount.target}")
@@ -175,7 +201,7 @@ def _settle(mount: Mount, request: Request, call: caller.Call, error: OSError | 
 def carry_over(mount: Mount) -> None:
     """Where the kernel keeps syncfs(2) from us: put a known error on the cursor at once. Made by a worker."""
     try:
-        _carry(mount, caller.UNKNOWN)
+        _carry(mount, caller.NOBODY)
     except Exception:
         mount.events.crash(f"carrying an error over to {mount.target}")
     mount.end()
@@ -193,6 +219,8 @@ def _carry(mount: Mount, call: caller.Call) -> int:
     with mount.settling:
         owed = account.owed()
         if owed is None:
+            if call.is_question and account.heard < account.reached:  # put there before, when nobody had asked
+                _told(mount, account)
             return 0
         if mount.settler is None or not mount.settler.is_alive():
             mount.settler = threading.Thread(target=_set_cursor, args=(mount, account, owed, call), daemon=True)
@@ -206,6 +234,14 @@ def _carry(mount: Mount, call: caller.Call) -> int:
         return 0 if account.reached >= owed.number else owed.errno
 
 
+def _told(mount: Mount, account: Account) -> None:
+    """Note that somebody was told of what the cursor carries."""
+    newest = account.ledger.newest
+    assert newest is not None
+    account.tell(newest.errno)
+    mount.events.say("told", mount=mount.target, error=newest.errno, number=account.reached)
+
+
 def _set_cursor(mount: Mount, account: Account, owed: UpperError, call: caller.Call) -> None:
     try:
         poison(mount, owed.errno, call)
@@ -215,5 +251,7 @@ def _set_cursor(mount: Mount, account: Account, owed: UpperError, call: caller.C
         mount.events.crash(f"setting the cursor of {mount.target}")
     else:
         account.propagated(owed)
-        account.tell(owed.errno)
-        mount.events.say("told", mount=mount.target, error=owed.errno, number=owed.number)
+        if call.is_question:
+            _told(mount, account)
+        else:
+            mount.events.say("carried over", mount=mount.target, error=owed.errno, number=owed.number)

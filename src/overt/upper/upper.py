@@ -135,7 +135,8 @@ class Upper:
                 scratch_fd = self._scratch.pop(account)
             try:
                 os.close(scratch_fd)
-                self._forgo_flush()
+                if self._forgo_flush():
+                    self.check()
             finally:
                 self._close_if_unused()
 
@@ -144,17 +145,19 @@ class Upper:
         with self._door:
             self._close_if_unused()
 
-    def _forgo_flush(self) -> None:
-        """When the last ordinary overlay goes, and not later, when a volatile one is the last of all.
+    def _forgo_flush(self) -> bool:
+        """When the last ordinary overlay goes, and not later, when a volatile one is the last of all: one flush more.
 
-        Unless a flush is under way: who unmounts does not wait for it.
+        Unless a flush is under way: who unmounts does not wait for it. Whether it was done.
         """
         quiet = all(account.volatile for account in self.ledger.accounts)
-        if self._eyes and quiet and self._disk.acquire(blocking=False):
-            try:
-                self._eyes.forgo_flush()
-            finally:
-                self._disk.release()
+        if not self._eyes or not quiet or not self._disk.acquire(blocking=False):
+            return False
+        try:
+            self._eyes.forgo_flush()
+        finally:
+            self._disk.release()
+        return True
 
     def flush(self, *done: Done) -> None:
         """Have the upper flushed and checked, then `done` called on another thread: with None, or why the flush failed.
@@ -192,16 +195,16 @@ class Upper:
         with self._lock:
             return self._eyes.carry() if self._eyes else None
 
-    def failed(self, since: int) -> dict[int, Failed] | None:
+    def failed(self, since: int, *, newest: bool = False) -> dict[int, Failed] | None:
         """The inodes of which data was lost in the errors numbered above `since`; None where they are not all known.
 
-        Each with the first of these errors, or with one that came before it.
+        Each with the first of these errors, or with one that came before it; with the last if the `newest` is wanted.
         """
         with self._lock:
             if self._unnamed > since:
                 return None
             return {
-                ino: each.last if each.before <= since else each.first
+                ino: each.last if newest or each.before <= since else each.first
                 for ino, each in self._failed.items()
                 if each.last.number > since
             }
@@ -236,7 +239,17 @@ class Upper:
             eyes, flusher = self._eyes, self._flusher
             self._eyes = self._flusher = None
         if eyes and flusher:
-            flusher.close(after=eyes.close)
+            flusher.close(after=lambda: self._shut(eyes))
+
+    def _shut(self, eyes: Eyes) -> None:
+        """Let go of the eyes. What flushes goes first: that is one flush more, and they can still see it fail."""
+        try:
+            eyes.forgo_flush()
+            with self._lock:
+                self._see(eyes)
+        finally:
+            eyes.close()
+        self._announce()
 
     def _flush_for_all(self, eyes: Eyes) -> OSError | None:
         try:

@@ -1,0 +1,71 @@
+"""The end of a mount: the last flush, and the verdict on its data (rule 10), whoever unmounts it.
+
+When the last of a mount's places and open files has gone, the kernel says goodbye to a fuseblk server (DESTROY), and
+whatever was the end of it waits for the answer: umount(2), a container's last process, the last close(2) after
+`umount -l`. So what was written is flushed before the answer, as kernel overlayfs does it in umount(2). SYNCFS is no
+help: the kernel does not send it to a superblock that is being taken down (fs/fuse/inode.c, fuse_sync_fs).
+
+Who waits holds s_umount of that superblock (fs/super.c, deactivate_super), for which every sync(2) of the machine waits
+in turn, and cannot be killed (fuse_send_destroy). Therefore a thread of its own waits for the disk, and not for ever.
+If it is one of our own threads that waits, an answer has to come before this process ends: killed, such a thread keeps
+the connection open for whose answer it waits. `Mount.hurry` is for that.
+
+To a plain fuse server nothing is said, and nothing after the connection was aborted; then the flush is made when the
+mount is closed, and nobody waits for it.
+"""
+
+import threading
+from typing import Any
+
+from overt.fuse.request import Request
+from overt.server import report
+from overt.server.identity import become_myself
+from overt.server.mount import Mount
+
+PATIENCE = 60.0
+"""seconds in which the disk has to answer"""
+
+
+def destroy(mount: Mount, request: Request) -> bytes | None:
+    """DESTROY: the last request, of fuseblk only. Answered after the last flush, by a thread of its own."""
+    mount.farewell = request.unique
+    mount.destroyed = True
+    if mount.record is None and not mount.hurried and mount.begin():
+        try:
+            threading.Thread(target=_part, args=(mount,), daemon=True).start()
+            return None
+        except RuntimeError as error:  # no more threads: it is flushed when it is closed
+            mount.end()
+            mount.events.say("unmounted before it is flushed", mount=mount.target, why=str(error))
+    mount.part()
+    return None
+
+
+def _part(mount: Mount) -> None:
+    become_myself()
+    last_flush(mount)
+    mount.part()
+    mount.end()
+
+
+def last_flush(mount: Mount) -> None:
+    """Flush a mount with which the kernel is done, and make the verdict, unless that was done. Raises nothing."""
+    try:
+        conclude(mount)
+    except Exception:
+        mount.events.crash(f"the last flush of {mount.target}")
+
+
+def conclude(mount: Mount) -> dict[str, Any]:
+    """The verdict on a mount with which the kernel is done: made, and made an event, by the first who asks for it.
+
+    Waits for the disk, for as long as `PATIENCE` at most.
+    """
+    with mount.ending:
+        if mount.record is None:
+            failure = report.flush(mount, PATIENCE)
+            mount.part()
+            mount.record = report.verdict(mount, failure)
+            aborted = mount.kind == "fuseblk" and not mount.destroyed
+            mount.events.say("aborted" if aborted else "unmounted", **mount.record)
+        return mount.record
