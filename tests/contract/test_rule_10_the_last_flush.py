@@ -161,6 +161,15 @@ def test_a_mount_whose_connection_is_aborted_is_flushed(scene: Scene) -> None:
     umount(overlay)
 
 
+def test_by_force_it_is_flushed_afterwards(ext4: Scene) -> None:
+    """umount -f aborts the connection before it unmounts."""
+    overlay, _ = ext4.overlay(), ext4.overlay()
+    ext4.close(overlay.write("file"))
+    umount(overlay, mounts.MNT_FORCE)
+    assert outcome(overlay, "aborted") == ("no error recorded", True, [])
+    assert on_the_disk(ext4)
+
+
 def test_a_volatile_mount_is_not_flushed(scene: Scene) -> None:
     """Another overlay keeps the filesystem in use, whose own last flush would be somebody else's."""
     overlay, _ = scene.overlay(volatile=True), scene.overlay(volatile=True)

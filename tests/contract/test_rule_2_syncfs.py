@@ -299,7 +299,7 @@ def an_answer_thrown_away(scene: Scene) -> None:
 
 
 def remount(overlay: Overlay) -> None:
-    """mount(2) sends SYNCFS too, as sync(2) and umount(2) do, and forgets the answer (fuse_reconfigure)."""
+    """mount(2) sends SYNCFS too, as sync(2) does, and forgets the answer (fuse_reconfigure)."""
     assert libc.mount(None, os.fsencode(overlay.target), None, MS_REMOUNT, None) == 0, os.strerror(ctypes.get_errno())
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,35 @@ def test_in_a_user_namespace_there_are_probes_but_no_tracepoint(tmp_path: Path) 
     command = ["unshare", "-Urm", "sh", "-c", script, sys.executable, IN_A_USER_NAMESPACE, source, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert (ran.stdout, ran.stderr) == ("probes  1 []\n", "")
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_error_of_the_flush_with_which_the_flushing_probe_goes_is_heard_of(stage: Stage, others: int) -> None:
+    """It goes with the last ordinary overlay; the host's pages are flushed then too."""
+    volatile = [stage.attach(volatile=True)[1] for _ in range(others)]
+    upper, account = stage.attach()
+    stage.write("hosts")
+    stage.disk.fail("data")
+    upper.detach(account)
+    stage.disk.heal()
+    assert [error.errno for error in stage.heard] == [EIO]
+    for each in volatile:
+        assert each.sticky() == EIO
+        upper.detach(each)
+
+
+def test_and_if_a_flush_was_under_way_then(ext4: Stage) -> None:
+    """It goes after that one."""
+    upper, account = ext4.attach()
+    (ext4.root / "first").write_bytes(b"x" * 4096)
+    ext4.disk.fail("data")
+    ext4.disk.hang(20)
+    answers: list[OSError | None] = []
+    upper.flush(answers.append)
+    time.sleep(0.3)
+    ext4.write("second")
+    upper.detach(account)
+    ext4.disk.resume()
+    assert eventually(lambda: [error.errno for error in ext4.heard] == [EIO])
+    assert answers == [None]
+    ext4.disk.heal()

@@ -18,8 +18,8 @@ from overt.server.client import Client, ServerError
 def command(target: str, *, as_json: bool) -> int:
     """Unmount MNT, and say whether data was lost.
 
-    An ordinary mount is flushed first. Exit status: 0 no error was recorded, 3 data is lost or may be lost, 1 it could
-    not be unmounted.
+    An ordinary mount is flushed. Exit status: 0 no error was recorded; 3 data is lost or may be lost, or the mount
+    lives on in another mount namespace; 1 it could not be unmounted.
     """
     if not target:
         raise click.UsageError("MNT is empty")
