@@ -200,6 +200,27 @@ def test_an_error_of_the_last_flush_is_said_and_every_other_overlay_is_told(scen
     a_last_flush_that_fails(scene)
 
 
+def test_also_where_a_fresh_probe_has_to_be_mounted_for_it(stage: Stage, filesystem: str) -> None:
+    """Whoever unmounts waits meanwhile, and so does the last process of a namespace that goes."""
+    scene = stage(filesystem, off="tracing")
+    fd, nowhere = scene.detached()
+    container = scene.container(place(fd, str(nowhere.target)))
+    scene.close(fd)
+    overlay, other = scene.overlay(), scene.overlay()
+    scene.close(overlay.write("victim"))
+    scene.disk.fail("data")
+    umount(overlay)
+    assert outcome(overlay) == ("may be lost", True, [])
+    assert [other.new_syncfs(), other.new_syncfs()] == [EIO, 0]
+    assert container.write(nowhere.target / "victim", scene.page) == 0
+    scene.containers.remove(container)
+    container.close()
+    scene.disk.heal()
+    nowhere.target = nowhere.target.with_name(f"{nowhere.target.name}-nowhere")
+    assert outcome(nowhere) == ("may be lost", True, [])
+    assert [other.new_syncfs(), other.new_syncfs()] == [EIO, 0]
+
+
 def test_without_that_flush_nobody_hears_of_it(stage: Stage, filesystem: str) -> None:
     with pytest.raises(AssertionError):
         a_last_flush_that_fails(stage(filesystem, off="last_flush"))

@@ -293,7 +293,7 @@ class Service:
         return self._unmount(found[-1])
 
     def _unmount(self, mount: Mount) -> dict[str, Any]:
-        if not mount.begin():
+        if mount.destroyed or not mount.begin():  # somebody else was quicker
             return conclude(mount)
         try:
             report.flush(mount)  # so that little is left for the one that counts, for which others have to wait
@@ -354,10 +354,10 @@ class Service:
         """Unmount all that is on one upper."""
         for mount in own:
             try:
-                if mount.placed and os.path.ismount(mount.target):
-                    self._unmount(mount)
-                elif mount.destroyed or mount.gone:
+                if mount.destroyed or mount.gone:
                     conclude(mount)
+                elif mount.placed and os.path.ismount(mount.target):
+                    self._unmount(mount)
                 else:  # somebody moved it into another namespace: its users will find the server gone
                     self._left(mount)
             except OSError as error:
