@@ -294,7 +294,9 @@ class Service:
 
     def _unmount(self, mount: Mount) -> dict[str, Any]:
         if mount.destroyed or not mount.begin():  # somebody else was quicker
-            return conclude(mount)
+            record = conclude(mount)
+            self._wait_until_gone(mount, _LAST_SERVED)
+            return record
         try:
             report.flush(mount)  # so that little is left for the one that counts, for which others have to wait
             _take_down(mount)

@@ -12,6 +12,7 @@ and nowhere else. umount(2) has a request of its own, server/ending.py.
 import errno
 import os
 import threading
+import time
 
 from overt.fuse.request import Request
 from overt.host import process
@@ -29,6 +30,8 @@ Reply = bytes | memoryview | None
 
 NAMED = 1000
 """how many lost files are kept by name"""
+_ASLEEP = 1.0
+"""seconds for who asks a volatile mount to go to sleep, so that his call can be seen"""
 _PATIENCE = 10.0
 """seconds for a cursor to be set, which takes less than a millisecond"""
 
@@ -103,24 +106,21 @@ def _volatile(mount: Mount, request: Request) -> Reply:
         return mount.session.empty(request.unique)
     if request.opcode == fuse.FUSE_SYNCFS:
         mount.begin()
-        mount.pool.submit(_answer_volatile, mount, request, code)
+        _answer_volatile(mount, mount.account, request, code, time.monotonic() + _ASLEEP)
         return None
-    _count(mount, code)
+    mount.account.tell(code)
     return mount.session.error(request.unique, code)
 
 
-def _answer_volatile(mount: Mount, request: Request, code: int) -> None:
-    """Made by a worker: who has not gone to sleep yet cannot be seen."""
-    if caller.wait_for(request.pid).is_question:
-        _count(mount, code)
+def _answer_volatile(mount: Mount, account: Account, request: Request, code: int, deadline: float) -> None:
+    """Answer, and count it if somebody is told: a remount's caller is not. By no worker, who may wait for a disk."""
+    call = caller.of(request.pid)
+    if call.is_moving and time.monotonic() < deadline:
+        mount.loop.post(lambda: _answer_volatile(mount, account, request, code, deadline), mount)
+        return
+    if call.is_question:
+        account.tell(code)
     _answer(mount, request, code)
-
-
-def _count(mount: Mount, code: int) -> None:
-    """Count an answer that tells somebody."""
-    assert mount.account is not None
-    with mount.settling:
-        mount.account.tell(code)
 
 
 def syncfs(mount: Mount, request: Request) -> Reply:
@@ -231,7 +231,9 @@ def _carry(mount: Mount, call: caller.Call) -> int:
                 mount.events.say("cursor not set", mount=mount.target, why=str(problem))
         if mount.settler.is_alive():
             mount.events.say("cursor not set", mount=mount.target, why=f"no answer in {_PATIENCE:g} s, still waiting")
-        return 0 if account.reached >= owed.number else owed.errno
+        if account.reached >= owed.number:
+            return 0
+        return account.tell(owed.errno) if call.is_question else owed.errno
 
 
 def _told(mount: Mount, account: Account) -> None:
