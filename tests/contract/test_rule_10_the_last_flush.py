@@ -377,6 +377,29 @@ def test_a_server_that_ends_lets_go_who_unmounts_and_waits_for_a_disk(servers: S
         server.client.close()
 
 
+def test_a_server_that_is_killed_while_it_unmounts_does_not_wait_for_itself(servers: Servers) -> None:
+    """Its thread in umount(2) keeps the connection open for whose answer it waits; the watchdog ends that."""
+    server = servers.start("patience,first_flush")
+    with open_scene("ext4", server) as scene:
+        overlay = scene.overlay()
+        scene.close(overlay.write("file"))
+        scene.disk.hang(40)
+        try:
+            patient = threading.Thread(target=lambda: run_overt("umount", str(overlay.target)), daemon=True)
+            patient.start()
+            wait_until(lambda: not in_the_tree(overlay), "it has left the tree", SOON)
+            time.sleep(0.5)
+            server.process.kill()
+            time.sleep(SOON)
+        finally:
+            scene.disk.resume()
+            scene.overlays.clear()
+        assert server.process.wait(2 * SOON) < 0
+        patient.join(SOON)
+        assert not patient.is_alive()
+        server.client.close()
+
+
 # A mount that is somewhere else as well
 
 
