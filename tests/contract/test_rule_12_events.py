@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from overt.host import mounts
+
 from .conftest import Servers
 from .scene import EIO, Scene, Server, fsync, open_scene, run_overt, wait_until
 
@@ -90,3 +92,26 @@ def test_a_server_whose_standard_error_is_gone_answers_as_ever_and_lets_go_of_it
         assert server.stop() == 0
     finally:
         server.kill()
+
+
+def test_nobody_was_told_by_a_remount(ext4: Scene) -> None:
+    volatile, ordinary = ext4.overlay(volatile=True), ext4.overlay()
+    ext4.close(ordinary.lose())
+
+    def told() -> tuple[list[str], list[int]]:
+        status = ext4.server.client.status()
+        (error,) = ext4.server.upper_status(ext4.upper_device())["errors"]
+        counts = {mount["target"]: mount["told"] for mount in status["mounts"]}
+        return sorted(error["told"]), [counts[str(each.target)] for each in (volatile, ordinary)]
+
+    for overlay in (volatile, ordinary):
+        fd = os.open(overlay.target, os.O_RDONLY | os.O_DIRECTORY)
+        mounts.reconfigure(fd, "rw")
+        os.close(fd)
+    assert told() == ([], [0, 0])
+    assert ext4.events("told") == []
+    assert [ordinary.new_syncfs(), volatile.new_syncfs()] == [EIO, EIO]
+    assert told() == (sorted([str(volatile.target), str(ordinary.target)]), [1, 1])
+    assert [ordinary.new_syncfs(), volatile.new_fsync(".")] == [0, EIO]
+    assert told()[1] == [2, 1]
+    assert [event["mount"] for event in ext4.events("told")] == [str(ordinary.target)]

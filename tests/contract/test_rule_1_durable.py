@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from overt.host import mounts
+
 from .scene import PAGE, Overlay, Scene, syncfs
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -112,3 +114,19 @@ def test_when_the_device_cannot_flush_syncfs_says_so(scene: Scene) -> None:
     codes = [syncfs(old), syncfs(old)]
     scene.disk.heal()
     assert 0 not in codes
+
+
+def test_sync_flushes_pages_that_a_mapping_has_left_in_the_upper(stage: Stage, filesystem: str) -> None:
+    """It writes the upper's pages before this mount's, which are the upper's only then."""
+    scene = stage(filesystem, off="remount_as_sync")
+    overlay = scene.overlay("nopassthrough")
+    fd = overlay.write("file", data=b"x" * PAGE)
+    with mmap.mmap(fd, PAGE) as mapping:
+        mapping[:16] = scene.disk.marker
+        flushes = scene.server.upper_status(scene.upper_device())["flushes"]
+        for _ in range(3):
+            root = overlay.open()
+            mounts.reconfigure(root, "rw")
+            scene.close(root)
+            assert scene.disk.marker in scene.disk.snapshot(durable=True)
+    assert scene.server.upper_status(scene.upper_device())["flushes"] == flushes + 1
