@@ -472,13 +472,6 @@ def first_flush() -> None:
     report.flush = lambda mount, seconds=None: None if seconds is None else real(mount, seconds)
 
 
-def letting_go() -> None:
-    """A server that ends does not answer those who unmount."""
-    from overt.server.mount import Mount
-
-    Mount.hurry = lambda self: None
-
-
 def remount_as_sync() -> None:
     """A remount is taken for a sync(2), which no test may call: it waits for every filesystem of the machine."""
     from overt.server import caller
