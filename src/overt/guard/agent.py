@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from overt.events import Events
@@ -36,7 +37,7 @@ from overt.guard.overlay import Overlay
 from overt.guard.records import Records
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
-from overt.guard.table import Mounted
+from overt.guard.table import Mounted, MountOf
 from overt.guard.victims import Loss
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
@@ -254,21 +255,27 @@ class Agent:
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
         """Answer a call that was received, here or on another thread."""
         self.meter.begin(slot, guarded.number)
+        self._begin(guarded, slot, call, self.table.known)
+
+    def _begin(self, guarded: Container, slot: int, call: Notification, mount_of: MountOf) -> None:
         try:
-            each = self._overlay_of(guarded, call)
+            each = self._overlay_of(guarded, call, mount_of)
             if each is None:
                 self._continue(guarded, slot, call)
             elif each.account is None:
                 self._open_first(each, guarded, slot, call)
             else:  # if others call as well, one flush will do for all
                 self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
+        except table.Unknown:
+            mount_of = partial(self.table.mount_of, pids=(call.tid, guarded.state.pid))
+            guarded.lookups.do(partial(self._begin, guarded, slot, call, mount_of))
         except ProcessLookupError:  # the caller or its container has ended
             self.reply(guarded, slot, call, errno.EIO)
             self.done(guarded, slot)
         except Exception:
             self._crash(guarded, slot, call)
 
-    def _overlay_of(self, guarded: Container, call: Notification) -> Overlay | None:
+    def _overlay_of(self, guarded: Container, call: Notification, mount_of: MountOf) -> Overlay | None:
         """The overlay that a call is about; None: the kernel's answer is right. OSError if that cannot be found out."""
         if (call.arch, call.number) not in SYNCFS:
             return None
@@ -278,7 +285,7 @@ class Agent:
         try:
             if descriptions.is_path(place):
                 return None
-            mounted = self.table.mount_of(place, (call.tid, guarded.state.pid))
+            mounted = mount_of(place)
         except FileNotFoundError:  # EBADF
             return None
         if isinstance(mounted, int):
@@ -369,7 +376,8 @@ class Agent:
             }  # fmt: skip
         if self.blame == "owner":
             owed = self._without_bystanders(upper, owed)
-        overlay.hold_open_ones(owed, self.table, self._skip)
+        if not overlay.hold_open_ones(owed, self.table, self._skip):
+            self.events.say("not all known", why="looking at open descriptors took too long", overlays=len(owed))
 
     def _without_bystanders(self, upper: Upper, owed: dict[int, Overlay]) -> dict[int, Overlay]:
         """Those of the overlays that are to be told: the owners of what was lost, or all if that is not certain."""

@@ -9,9 +9,12 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from overt.guard.line import Line
+
 _IMAGES = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName", "org.opencontainers.image.ref.name")
 _MOST = 16 << 20
 """bytes of an engine's file"""
+_MOST_LOOKUPS = 2
 _SECCOMP_FD = "seccompFd"
 _NOTIFY = "anon_inode:seccomp notify"
 
@@ -97,6 +100,8 @@ class Container:
         """calls that are being answered"""
         self.opening = 0
         """overlays that are being opened for it"""
+        self.lookups = Line(_MOST_LOOKUPS)
+        """of mounts that calls are about: each takes the longer the more mounts it has"""
         self.receiving = False
         """a thread is taking the next call"""
         self.paused = False

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from stat import S_IRUSR, S_IWUSR
 
@@ -23,6 +24,8 @@ from overt.host import process
 from overt.ledger import Description
 
 _MISSES = 2
+SECONDS = 5.0
+"""of a walk, at most: whoever calls on an upper with a new error waits for it"""
 
 
 class Held:
@@ -75,23 +78,26 @@ class Held:
         return gone
 
 
-def walk(skip: set[int]) -> Iterator[tuple[int, int, bytes]]:
+def walk(skip: set[int], seconds: float = SECONDS) -> Iterator[tuple[int, int, bytes]]:
     """All descriptors of the machine that syncfs(2) would take: (thread id, descriptor, /proc/TID/fd/N).
 
-    Those of the processes `skip` are left out. What ends meanwhile is passed over.
+    Those of the processes `skip` are left out. What ends meanwhile is passed over. A table is walked once, however many
+    threads and processes share it. The smallest come first, so that whoever makes huge ones is in the way of nobody
+    else. Raises TimeoutError after `seconds`: what was not come to by then is not known.
     """
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in skip:
-            for tid in _tables(int(name)):
-                try:
-                    numbers = os.listdir(f"/proc/{tid}/fd")
-                except OSError:
-                    continue
-                for number in numbers:
-                    place = b"/proc/%d/fd/%s" % (tid, number.encode())
-                    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                        if not is_path(place):
-                            yield tid, int(number), place
+    deadline = time.monotonic() + seconds
+    for sharers in _tables(skip, deadline):
+        left = sharers
+        while left:
+            tid = left[0]
+            for number in _numbers(tid):
+                _look_at_the_clock(deadline)
+                place = b"/proc/%d/fd/%s" % (tid, number.encode())
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if not is_path(place):
+                        yield tid, int(number), place
+            # Where the one that was looked at has ended, or has another table by now, the others were not seen.
+            left = [other for other in left[1:] if _differ(tid, other)]
 
 
 def is_path(place: bytes) -> bool:
@@ -117,10 +123,76 @@ def borrow(tid: int, fd: int, is_right: Callable[[bytes], bool]) -> int:
     return ours
 
 
-def _tables(pid: int) -> list[int]:
-    """The threads of a process, one for each descriptor table: nearly always one."""
+def _numbers(tid: int) -> list[str]:
     try:
-        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-        return [pid] + [tid for tid in tids if tid != pid and process.compare(pid, tid, process.KCMP_FILES)]
-    except OSError:
+        return os.listdir(f"/proc/{tid}/fd")
+    except OSError:  # it has ended
         return []
+
+
+def _tables(skip: set[int], deadline: float) -> list[list[int]]:
+    """The threads that share a descriptor table, for each table, by its size. Raises TimeoutError."""
+    found: list[list[int]] = []
+    for pid in sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - skip):
+        here = _enter(pid, found)
+        for tid in _other_threads(pid):
+            _look_at_the_clock(deadline)
+            if here and not _differ(pid, tid):
+                here.append(tid)
+            else:
+                _enter(tid, found)
+    return sorted(found, key=_size)
+
+
+def _enter(tid: int, found: list[list[int]]) -> list[int]:
+    """Put a thread to those that share its table; who they are, nobody if it has ended. `found` is in kcmp's order."""
+    low, high = 0, len(found)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            order = process.compare(tid, found[middle][0], process.KCMP_FILES)
+        except OSError:
+            if _differ(tid, tid):
+                return []
+            del found[middle][0]  # that one has ended
+            if not found[middle]:
+                del found[middle]
+                high -= 1
+            continue
+        if order == 0:
+            found[middle].append(tid)
+            return found[middle]
+        if order == 1:
+            high = middle
+        else:
+            low = middle + 1
+    found.insert(low, [tid])
+    return found[low]
+
+
+def _differ(one: int, other: int) -> bool:
+    """Whether two threads have different tables, as far as both are there."""
+    try:
+        return process.compare(one, other, process.KCMP_FILES) != 0
+    except OSError:
+        return True
+
+
+def _other_threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid]
+    except OSError:  # it has ended
+        return []
+
+
+def _size(sharers: list[int]) -> int:
+    """How many descriptors are in a table (proc_pid_fd(5): the directory's size, Linux 6.2)."""
+    try:
+        return os.stat(f"/proc/{sharers[0]}/fd").st_size
+    except OSError:  # it has ended
+        return 0
+
+
+def _look_at_the_clock(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(errno.ETIMEDOUT, "the descriptors of the machine are too many to be looked at")

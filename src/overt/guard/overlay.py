@@ -43,6 +43,8 @@ class Overlay:
         self.account: Account | None = None
         self.upper: Upper | None = None
         self.held = Held()
+        self.incomplete = False
+        """whether a walk for its open descriptions was broken off: some that are owed an error may not be in `held`"""
         self.lock = threading.Lock()
         self.door = threading.Lock()
         self._closed = False
@@ -184,30 +186,42 @@ class Overlay:
             return 0, False
 
 
-def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> None:
+def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> bool:
     """Walk the machine and hold each open description of these overlays (by superblock), which all are owed an error.
 
-    `skip`: processes that need no look.
+    `skip`: processes that need no look. False if the walk took too long, and not all were seen: they are `incomplete`.
     """
-    for overlay, tid, fd in _descriptors(overlays, table, skip):
-        with contextlib.suppress(OSError), overlay.lock:  # closed, or its process ended, while we looked
-            if overlay.account is not None and not overlay.held.find(tid, fd)[1]:
-                overlay.hold(descriptions.borrow(tid, fd, partial(table.is_on, overlay.device, tid)))
+    complete = True
+    try:
+        for overlay, tid, fd in _descriptors(overlays, table, skip):
+            with contextlib.suppress(OSError), overlay.lock:  # closed, or its process ended, while we looked
+                if overlay.account is not None and not overlay.held.find(tid, fd)[1]:
+                    overlay.hold(descriptions.borrow(tid, fd, partial(table.is_on, overlay.device, tid)))
+    except TimeoutError:
+        complete = False
     for overlay in overlays.values():
         with overlay.lock:
             if overlay.account is not None:
+                overlay.incomplete |= not complete
                 overlay.account.open()  # settles: the walk is not repeated for this error
                 overlay.save()
+    return complete
 
 
 def let_go_of_closed_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> None:
-    """Walk the machine and let go of descriptions of these overlays that nobody else has open any more."""
+    """Walk the machine and let go of descriptions of these overlays that nobody else has open any more.
+
+    None is let go if the walk takes too long.
+    """
     seen: dict[int, set[int]] = {device: set() for device in overlays}
-    for overlay, tid, fd in _descriptors(overlays, table, skip):
-        with contextlib.suppress(OSError), overlay.lock:
-            at, held = overlay.held.find(tid, fd)
-            if held:
-                seen[overlay.device].add(overlay.held.entries[at][0])
+    try:
+        for overlay, tid, fd in _descriptors(overlays, table, skip):
+            with contextlib.suppress(OSError), overlay.lock:
+                at, held = overlay.held.find(tid, fd)
+                if held:
+                    seen[overlay.device].add(overlay.held.entries[at][0])
+    except TimeoutError:  # they may be in a table that was not come to
+        return
     for device, overlay in overlays.items():
         with overlay.lock:
             overlay.prune(seen[device])

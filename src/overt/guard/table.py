@@ -6,9 +6,10 @@ borrowed: fstatfs(2) would ask the server, and so would close(2). statx(2) with 
 mount is, is in the mountinfo of the thread, or, after a chroot, in that of the container's first process.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from overt.host import files
@@ -35,24 +36,17 @@ class Mounted(NamedTuple):
         return bool(self.upperdir and self.workdir) and not self.volatile
 
 
+MountOf = Callable[[bytes], Mounted | int]
+"""see `Table.known` and `Table.mount_of`"""
+
+
+class Unknown(Exception):
+    """Which mount it is has to be looked for."""
+
+
 def read(pid: int) -> dict[int, Mounted]:
     """The mounts that a process sees, by the id that mountinfo gives them. OSError if it is gone."""
-    found = {}
-    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
-        for line in lines:
-            left, _, right = line.rstrip(b"\n").partition(b" - ")
-            number, _, device, _, point, *_ = left.split(b" ")
-            kind, _, words = right.split(b" ", 2)
-            options = dict(word.partition(b"=")[::2] for word in words.split(b",")) if kind == b"overlay" else {}
-            major, minor = map(int, device.split(b":"))
-            found[int(number)] = Mounted(
-                os.makedev(major, minor),
-                _unescape(point),
-                _unescape(options.get(b"upperdir", b"")),
-                _unescape(options.get(b"workdir", b"")),
-                b"volatile" in options or options.get(b"fsync") == b"volatile",
-            )
-    return found
+    return dict(map(_parse, _mountinfo(pid).split(b"\n")[:-1]))
 
 
 class Walk:
@@ -62,13 +56,13 @@ class Walk:
         self.nowhere: dict[int, int] = {}
         """st_dev of files on mounts that nobody sees, by the mount's id"""
         self._tid = 0
-        self._mounts: dict[int, Mounted] = {}
+        self._text = b""
 
-    def mounts(self, tid: int) -> dict[int, Mounted]:
+    def mountinfo(self, tid: int) -> bytes:
         """What thread `tid` sees, read once. OSError if it is gone."""
         if self._tid != tid:
-            self._mounts, self._tid = read(tid), tid
-        return self._mounts
+            self._text, self._tid = _mountinfo(tid), tid
+        return self._text
 
 
 class Table:
@@ -76,31 +70,58 @@ class Table:
 
     def __init__(self) -> None:
         self._known: dict[int, Mounted] = {}
+        self._pathless: set[int] = set()
+        """mounts of pipes, sockets and the like, which are nowhere and will never be"""
 
-    def mount_of(self, place: bytes, pids: Iterable[int]) -> Mounted | int:
-        """The mount that the descriptor `place` (/proc/TID/fd/N) is on, looked for in what `pids` see.
+    def known(self, place: bytes) -> Mounted | int:
+        """The mount that the descriptor `place` (/proc/TID/fd/N) is on, or st_dev, if that is remembered.
 
-        Where none of them sees it (a pipe; a detached mount), the file's st_dev. OSError: ENOENT without such a
+        Takes the same short time whatever mounts there are. Raises Unknown, and OSError: ENOENT without such a
         descriptor or process.
         """
-        where = files.whereabouts(place)
-        known = self._known.get(where.mount)
-        if known is not None:
-            return known
-        for pid in pids:
-            try:
-                mounts = read(pid)
-            except OSError:  # it has ended
-                continue
-            if self._learn(where.mount, place, mounts):
+        try:
+            where = files.whereabouts(place)
+        except PermissionError:
+            raise Unknown from None
+        found = self._remembered(where)
+        if found is None:
+            raise Unknown
+        return found
+
+    def mount_of(self, place: bytes, pids: Iterable[int]) -> Mounted | int:
+        """The mount that the descriptor `place` is on, remembered or looked for in what `pids` see.
+
+        Where none of them sees it (a pipe; a detached mount), the file's st_dev. It takes the longer the more mounts
+        they see. OSError as above.
+        """
+        try:
+            where = files.whereabouts(place)
+        except PermissionError:
+            return _shown(place, _mountinfos(pids))
+        found = self._remembered(where)
+        if found is not None:
+            return found
+        for text in _mountinfos(pids):
+            if self._learn(where.mount, place, text):
                 return self._known[where.mount]
         return where.device
 
-    def _learn(self, mount: int, place: bytes, mounts: dict[int, Mounted]) -> bool:
-        """Remember which of `mounts` the mount with this id is; False if it is none of them."""
-        found = mounts.get(files.whereabouts(place, files.STATX_MNT_ID).mount)
-        # A number in mountinfo is given away again: was it this mount's all the time?
-        if found is None or files.whereabouts(place).mount != mount:
+    def _remembered(self, where: files.Whereabouts) -> Mounted | int | None:
+        found = self._known.get(where.mount)
+        if found is None and where.mount in self._pathless:
+            return where.device
+        return found
+
+    def _learn(self, mount: int, place: bytes, text: bytes) -> bool:
+        """Remember which mount in a mountinfo the one with this id is; False if it is none of them."""
+        found = _line(text, files.whereabouts(place, files.STATX_MNT_ID).mount)
+        pathless = found is None and not os.readlink(place).startswith(b"/")
+        # A number in mountinfo is given away again, a descriptor too: was it this mount's all the time?
+        if files.whereabouts(place).mount != mount:
+            return False
+        if pathless:
+            self._pathless.add(mount)
+        if found is None:
             return False
         if len(self._known) >= _MOST:
             self._known.clear()
@@ -110,14 +131,16 @@ class Table:
     def device_of(self, place: bytes, tid: int, walk: "Walk | None" = None) -> int:
         """The superblock's number, or st_dev where thread `tid` does not see the mount. `walk`: for many questions."""
         if walk is None:
-            mounted = self.mount_of(place, (tid,))
-            return mounted if isinstance(mounted, int) else mounted.device
-        where = files.whereabouts(place)
-        known = self._known.get(where.mount)
-        if known is not None:
-            return known.device
+            return _device(self.mount_of(place, (tid,)))
+        try:
+            where = files.whereabouts(place)
+        except PermissionError:
+            return _device(_shown(place, (walk.mountinfo(tid),)))
+        found = self._remembered(where)
+        if found is not None:
+            return _device(found)
         if where.mount not in walk.nowhere:
-            if not self._learn(where.mount, place, walk.mounts(tid)):
+            if not self._learn(where.mount, place, walk.mountinfo(tid)):
                 walk.nowhere[where.mount] = where.device
                 return where.device
             return self._known[where.mount].device
@@ -126,6 +149,64 @@ class Table:
     def is_on(self, device: int, tid: int, place: bytes) -> bool:
         """Whether the descriptor is of this superblock, as thread `tid` sees it."""
         return self.device_of(place, tid) == device
+
+
+def _device(found: Mounted | int) -> int:
+    return found if isinstance(found, int) else found.device
+
+
+def _mountinfo(pid: int) -> bytes:
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        return file.read()
+
+
+def _mountinfos(pids: Iterable[int]) -> Iterator[bytes]:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            yield _mountinfo(pid)
+
+
+def _line(text: bytes, number: int) -> Mounted | None:
+    """The mount with this number in a mountinfo. Only its line is parsed: a container can make any number of them."""
+    word = b"%d " % number
+    at = 0 if text.startswith(word) else text.find(b"\n" + word) + 1
+    if not text.startswith(word, at):
+        return None
+    return _parse(text[at : text.index(b"\n", at)])[1]
+
+
+def _parse(line: bytes) -> tuple[int, Mounted]:
+    left, _, right = line.partition(b" - ")
+    number, _, device, _, point, *_ = left.split(b" ")
+    kind, _, words = right.split(b" ", 2)
+    options = dict(word.partition(b"=")[::2] for word in words.split(b",")) if kind == b"overlay" else {}
+    major, minor = map(int, device.split(b":"))
+    return int(number), Mounted(
+        os.makedev(major, minor),
+        _unescape(point),
+        _unescape(options.get(b"upperdir", b"")),
+        _unescape(options.get(b"workdir", b"")),
+        b"volatile" in options or options.get(b"fsync") == b"volatile",
+    )
+
+
+def _shown(place: bytes, mountinfos: Iterable[bytes]) -> Mounted | int:
+    """The mount of a file that statx(2) is not allowed to ask about, as fdinfo shows it; else its superblock's number.
+
+    So is a FUSE filesystem of another user's (fs/fuse/dir.c, fuse_getattr; nothing is refused if nothing is asked for),
+    and an overlay that has its upper there.
+    """
+    number = _shown_number(place)
+    for text in mountinfos:
+        found = _line(text, number)
+        if found is not None and _shown_number(place) == number:
+            return found
+    return files.whereabouts(place, 0).device
+
+
+def _shown_number(place: bytes) -> int:
+    with open(place.replace(b"/fd/", b"/fdinfo/"), "rb") as info:
+        return next(int(line.split()[1]) for line in info if line.startswith(b"mnt_id:"))
 
 
 def _unescape(path: bytes) -> bytes:

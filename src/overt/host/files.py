@@ -118,13 +118,13 @@ class Whereabouts(NamedTuple):
 def whereabouts(path: bytes, mask: int = STATX_MNT_ID_UNIQUE) -> Whereabouts:
     """Which mount `path` is on, symlinks followed; no filesystem server is asked (AT_STATX_DONT_SYNC).
 
-    `mask` may be STATX_MNT_ID, for the id that mountinfo and fdinfo show, and which others have had. OSError: EINVAL
-    where the kernel has no such ids.
+    `mask` may be STATX_MNT_ID, for the id that mountinfo and fdinfo show, and which others have had, or 0, for st_dev
+    alone, which no filesystem refuses. OSError: EINVAL where the kernel has no such ids.
     """
     room = _Statx()
     check(_statx_raw(AT_FDCWD, path, AT_STATX_DONT_SYNC, mask, room), path)
     granted, major, minor, mount = _STATX_MNT_ID.unpack_from(room)
-    if not granted & mask:
+    if granted & mask != mask:
         raise OSError(errno.EINVAL, "this kernel does not tell mounts apart (statx, Linux 6.8)")
     return Whereabouts(mount, os.makedev(major, minor))
 
