@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any
 
 from overt.events import Events
-from overt.guard import container, descriptions, listener, overlay, resume, status, table, victims
+from overt.guard import container, descriptions, listener, overlay, places, resume, status, table, victims
 from overt.guard.container import Container
 from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
@@ -311,13 +311,14 @@ class Agent:
         if refused:
             self._not_guarded(each, guarded, slot, call, f"{_MOST_OPENING} others are being opened")
         elif not opening:
-            self._apart(self._open_for_all, each, guarded, [call.tid, guarded.state.pid])
+            self._apart(self._open_for_all, each, guarded, call)
 
-    def _open_for_all(self, each: Overlay, first: Container, pids: list[int]) -> None:
+    def _open_for_all(self, each: Overlay, first: Container, call: Notification) -> None:
         """Open an overlay, which may take any time, for all who call meanwhile."""
         why = "an internal error"
         try:
-            each.open(self.uppers, pids)
+            uuid = places.uuid_by(call.tid, call.argument, partial(self.table.is_on, each.device, call.tid))
+            each.open(self.uppers, [call.tid, first.state.pid], uuid)
             self.records.keep(each.upper)
             why = ""
         except OSError as error:

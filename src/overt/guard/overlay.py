@@ -51,13 +51,16 @@ class Overlay:
         self._keeper = keeper
         self._place: Place | None = None
 
-    def open(self, uppers: Uppers, pids: list[int]) -> None:
-        """Open an account: errors count from now. Does nothing if there is one. OSError if the upper is not found."""
+    def open(self, uppers: Uppers, pids: list[int], uuid: bytes = b"") -> None:
+        """Open an account: errors count from now. Does nothing if there is one. OSError if the upper is not found.
+
+        `pids` and `uuid`: see `places.find`.
+        """
         with self.door:
             if self._closed:
                 raise ProcessLookupError(errno.ESRCH, "its last container has ended")
             if self.account is None:
-                self._attach(uppers, places.find(self.mounted, pids))
+                self._attach(uppers, places.find(self.mounted, pids, uuid))
                 with self.lock:
                     self.save()
 

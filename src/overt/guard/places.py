@@ -3,16 +3,18 @@
 The paths in the table mean something to whoever mounted the overlay: the engine, on the host; or, when an overlay was
 mounted in a container, a process there. Both are tried. A path alone proves nothing, so what is found is compared: an
 overlay carries its UUID (FS_IOC_GETFSUUID), and its upper directory the same one in an xattr (Linux 6.6). An overlay
-without a UUID is believed where the path is the host's.
+without a UUID, or of which nobody could be asked for it, is believed where it is mounted on the host as well, for then
+it was the host that named the path. Else a container could name any directory of the host's.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from overt.guard import descriptions, table
 from overt.guard.table import Mounted
 from overt.host import files
 
@@ -44,14 +46,16 @@ class Place(NamedTuple):
                 os.close(fd)
 
 
-def find(mounted: Mounted, pids: Iterable[int]) -> Place:
-    """Directories on the upper of an overlay; `pids` are processes that see it.
+def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
+    """Directories on the upper of an overlay; `pids` are processes that see it, `uuid` is its UUID if that is known.
 
     Raises OSError: FileNotFoundError where the upper cannot be found, and what making the scratch directory raises.
     """
     roots = ["/", *(f"/proc/{pid}/root" for pid in pids)]
-    uuid = _first(_overlay_uuid(root, mounted) for root in roots[1:])
-    for root in roots if uuid else roots[:1]:
+    uuid = uuid or _first(_mounted_uuid(root, mounted) for root in roots[1:])
+    if not uuid:
+        roots = ["/"] if _is_the_hosts(mounted) else []
+    for root in roots:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             upper = _open(root, mounted.upperdir)
             stack.callback(os.close, upper)
@@ -85,7 +89,41 @@ def _open(root: str, path: bytes) -> int:
         os.close(base)
 
 
-def _overlay_uuid(root: str, mounted: Mounted) -> bytes:
+def uuid_by(tid: int, fd: int, is_right: Callable[[bytes], bool]) -> bytes:
+    """The UUID of the overlay that descriptor `fd` of thread `tid` is of; empty if it has none, or is not right.
+
+    `is_right`: see `descriptions.borrow`.
+    """
+    try:
+        ours = descriptions.borrow(tid, fd, is_right)
+    except OSError:  # closed meanwhile, or another file
+        return b""
+    try:
+        return _uuid_of(ours)
+    finally:
+        os.close(ours)
+
+
+def _uuid_of(fd: int) -> bytes:
+    answer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, files.FS_IOC_GETFSUUID, answer)
+    except OSError:  # ENOTTY
+        return b""
+    return bytes(answer[1 : 1 + answer[0]])
+
+
+def _is_the_hosts(mounted: Mounted) -> bool:
+    """Whether the overlay is mounted where the paths in its options mean to us what they do to whoever mounted it."""
+    for pid in (1, os.getpid()):
+        with contextlib.suppress(OSError):  # none with this number is to be seen
+            for each in table.read(pid).values():
+                if each._replace(point=mounted.point) == mounted:
+                    return True
+    return False
+
+
+def _mounted_uuid(root: str, mounted: Mounted) -> bytes:
     try:
         fd = _open(root, mounted.point)
     except OSError:
@@ -93,10 +131,8 @@ def _overlay_uuid(root: str, mounted: Mounted) -> bytes:
     try:
         if os.fstat(fd).st_dev != mounted.device:  # something is mounted over it
             return b""
-        answer = bytearray(17)
-        fcntl.ioctl(fd, files.FS_IOC_GETFSUUID, answer)
-        return bytes(answer[1 : 1 + answer[0]])
-    except OSError:  # ENOTTY: it has none
+        return _uuid_of(fd)
+    except OSError:  # what is there is not for us to look at
         return b""
     finally:
         os.close(fd)

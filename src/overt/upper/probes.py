@@ -11,21 +11,28 @@ A volatile overlay refuses (EIO) to be mounted while the upper has an error that
 
 Each stands on directories made for it, which are removed as soon as the mount exists, and it is detached: neither the
 disk nor the mount table shows it, and it goes with its descriptor.
+
+Somebody else may write there: a container, where the directory is on a volume of its own. So no symbolic link is
+followed, and the kernel is given the directories themselves, as descriptors: it empties what it is given to work in.
 """
 
 import contextlib
-import errno
 import os
 import shutil
 
-from overt.host import mounts
+from overt.host import files, mounts
 
 # `userxattr` lets the same mount work in a user namespace; it implies redirect_dir=nofollow and metacopy=off, and is
 # refused together with them.
 _OPTIONS: list[tuple[str, str | int | None]] = [("userxattr", None), ("index", "off"), ("xino", "off")]
-_DIRTY = "work/work/incompat/volatile/dirty"
-_MADE = ("lower", "upper", "work/work/incompat/volatile", "work/work/incompat", "work/work", "work", "")
-"""the directories that we and the kernel make for a probe, from the inside out; `_DIRTY` is a file"""
+_DIRTY = "dirty"
+_INCOMPAT = "work/work/incompat"
+_MADE = (
+    f"{_INCOMPAT}/volatile/{_DIRTY}", f"{_INCOMPAT}/volatile", _INCOMPAT, "work/work", "work", "upper", "lower",
+)  # fmt: skip
+"""what we and the kernel make for a probe, from the inside out: `_DIRTY` is a file, all else directories"""
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_RESOLVE = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
 
 
 def mount(scratch_fd: int, *, volatile: bool) -> int:
@@ -37,7 +44,7 @@ def mount(scratch_fd: int, *, volatile: bool) -> int:
     name = f"probe-{os.urandom(8).hex()}"
     os.mkdir(name, 0o700, dir_fd=scratch_fd)
     try:
-        base = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=scratch_fd)
+        base = os.open(name, _DIRECTORY, dir_fd=scratch_fd)
         try:
             root = _mount_over(base, volatile)
         finally:
@@ -54,30 +61,32 @@ def mount(scratch_fd: int, *, volatile: bool) -> int:
 
 
 def _remove(scratch_fd: int, name: str) -> None:
-    """Remove a probe's directories: they are known, and so it takes no descriptor, of which there may be no more."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{name}/{_DIRTY}", dir_fd=scratch_fd)
-    for part in _MADE:
+    """Remove a probe's directories: they are known, and so it takes one descriptor, of which there may be few."""
+    for path in (*(f"{name}/{made}" for made in _MADE), name):
+        parent, _, last = path.rpartition("/")
         try:
-            os.rmdir(f"{name}/{part}", dir_fd=scratch_fd)
+            holder = files.openat2(scratch_fd, parent or ".", _DIRECTORY, resolve=_RESOLVE)
+            try:
+                (os.unlink if last == _DIRTY else os.rmdir)(last, dir_fd=holder)
+            finally:
+                os.close(holder)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            shutil.rmtree(name, dir_fd=scratch_fd)  # the kernel has made something that we do not know of
+        except OSError:  # the kernel, or somebody else, has made something that we do not know of
+            shutil.rmtree(name, dir_fd=scratch_fd)
             return
 
 
 def _mount_over(base: int, volatile: bool) -> int:
     options = list(_OPTIONS)
-    for key, part in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")):
-        os.mkdir(part, 0o700, dir_fd=base)
-        options.append((key, f"/proc/self/fd/{base}/{part}"))
-    if volatile:
-        options.append(("volatile", None))
-    mount_fd = mounts.new_mount("overlay", options)
-    try:
+    with contextlib.ExitStack() as stack:
+        for key, part in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")):
+            os.mkdir(part, 0o700, dir_fd=base)
+            fd = os.open(part, _DIRECTORY, dir_fd=base)
+            stack.callback(os.close, fd)
+            options.append((key, f"/proc/self/fd/{fd}"))
+        if volatile:
+            options.append(("volatile", None))
+        mount_fd = mounts.new_mount("overlay", options)
+        stack.callback(os.close, mount_fd)
         return os.open(f"/proc/self/fd/{mount_fd}", os.O_RDONLY | os.O_DIRECTORY)
-    finally:
-        os.close(mount_fd)
