@@ -130,7 +130,7 @@ class Container:
             work.mkdir()
         options: list[tuple[str, str | int | None]] = [
             ("lowerdir", str(ground.lower)), ("upperdir", str(self.upper)), ("workdir", str(work)),
-            *((name, None) for name in changes.pop("flags", ())),
+            *((name, value or None) for name, _, value in (flag.partition("=") for flag in changes.pop("flags", ()))),
         ]  # fmt: skip
         fd = mounts.new_mount("overlay", options)
         try:

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,12 +17,17 @@ from overt.host.libc import check, libc
 
 from .ground import Ground
 
+Act = Callable[[int], int]
+
 
 class Lone:
     """A process that is all of a container that matters here: a mount namespace, an overlay, a filter."""
 
-    def __init__(self, ground: Ground, number: int, *, thief: bool = False) -> None:
-        """`thief`: a child keeps its listener, and does whatever one can do with it."""
+    def __init__(self, ground: Ground, number: int, *, thief: bool = False, act: Act | None = None) -> None:
+        """`thief`: a child keeps its listener, and does whatever one can do with it.
+
+        `act`: what it does before it is ready, from a descriptor of its overlay to the one that it calls syncfs(2) on.
+        """
         upper, work = (Path(ground.disk.path, f"lone-{kind}-{number}") for kind in ("upper", "work"))
         upper.mkdir()
         work.mkdir()
@@ -34,13 +39,15 @@ class Lone:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._live(ground, number, overlay, inside, thief)
+                self._live(ground, number, overlay, inside, thief, act)
             finally:
                 os._exit(0)
         inside.close()
         os.close(overlay)
 
-    def _live(self, ground: Ground, number: int, overlay: int, inside: socket.socket, thief: bool) -> None:
+    def _live(
+        self, ground: Ground, number: int, overlay: int, inside: socket.socket, thief: bool, act: Act | None
+    ) -> None:
         process.die_with_parent(signal.SIGKILL)
         for fd in range(3, inside.fileno() + 1):
             if fd not in (overlay, inside.fileno()):
@@ -59,6 +66,8 @@ class Lone:
             process.die_with_parent(signal.SIGKILL)
             steal(listener)
         os.close(listener)
+        if act is not None:
+            fd = act(fd)
         inside.send(b"ready")
         while inside.recv(1):
             try:
@@ -80,12 +89,12 @@ class Lone:
 
 
 @contextmanager
-def several(ground: Ground, count: int, *, thief: bool = False) -> Iterator[list[Lone]]:
+def several(ground: Ground, count: int, *, thief: bool = False, act: Act | None = None) -> Iterator[list[Lone]]:
     """So many, ready to call."""
     made: list[Lone] = []
     try:
         for number in range(count):
-            made.append(Lone(ground, number, thief=thief))
+            made.append(Lone(ground, number, thief=thief, act=act))
         for each in made:
             assert each.go.recv(16) == b"ready"
         yield made

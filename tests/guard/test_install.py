@@ -170,6 +170,50 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> Non
 # Docker and containerd
 
 
+def named(path: Path, profile_path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'[containers]\nseccomp_profile = "{profile_path}"\n')
+
+
+def test_a_profile_that_would_be_undone_by_a_later_file_is_not_installed(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(profile.MINIMAL))
+    drop_ins = tmp_path / "containers.conf.d"
+    named(drop_ins / "early.conf", own)
+    make(install.into_podman(tmp_path, "/run/g"))
+    named(drop_ins / "site.conf", own)  # the same after it was installed
+    with pytest.raises(profile.ProfileError, match=r"site\.conf is read after overt-guard\.conf .*own\.json: rename"):
+        install.into_podman(tmp_path, "/run/g")
+    named(drop_ins / "site.conf", tmp_path / "overt-guard.json")  # which is ours
+    assert install.into_podman(tmp_path, "/run/g") == []
+    (drop_ins / "site.conf").write_text("[containers]\npids_limit = 5\n")
+    assert install.into_podman(tmp_path, "/run/g") == []
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker", "containerd"])
+def test_whoever_installs_is_told_which_containers_have_to_be_created_again(
+    tmp_path: Path, wrapper: engines.Wrapped, engine: str
+) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(profile.MINIMAL))
+    named(tmp_path / "containers.conf", own)
+    (tmp_path / "config.toml").write_text("version = 2\n")
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "overt", "guard", *words, engine, "--directory", str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment).stdout
+
+    created = "then: create containers that"
+    assert created not in run("install", "--dry-run")
+    assert f"{created} exist already again: they are not guarded" in run("install")
+    assert run("install") == "nothing to do\n"
+    lost = {"podman": "do not start without the guard"}.get(engine, "do not start any more")
+    last = run("uninstall").splitlines()[-1]
+    assert last.startswith(created) and lost in last
+    assert run("uninstall") == "nothing to do\n"
+
+
 @pytest.fixture
 def wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[engines.Wrapped]:
     """With programs of these names on the PATH."""

@@ -43,6 +43,16 @@ def test_the_apis_schema_takes_the_manifests(name: str, version: str) -> None:
         schemas.validate(each, version, strict=True)
 
 
+def test_the_examples_say_what_their_image_needs_to_start() -> None:
+    """postgres's initialises no database without a password, and ends."""
+    pods = objects("example.yaml")
+    assert len(pods) == 2
+    for pod in pods:
+        for each in pod["spec"]["containers"]:
+            assert each["image"].startswith("postgres:")
+            assert [set(value) for value in each["env"] if value["name"] == "POSTGRES_PASSWORD"] == [{"name", "value"}]
+
+
 def test_a_field_that_the_api_has_not_is_noticed() -> None:
     (whole,) = objects("runtimeclass.yaml")
     with pytest.raises(schemas.ValidationError):

@@ -3,13 +3,15 @@
 import os
 import signal
 import socket
+import struct
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from overt.host import process
+from overt.host import files, mounts, process
 from overt.lab import Disk
 
 from .ground import EIO, Container, Ground, wait_until
@@ -142,6 +144,107 @@ def test_an_overlay_in_a_user_namespace_gets_at_most_an_error_for_itself(guarded
         assert [container.syncfs(old), container.syncfs(old)] == [EIO, 0]
         guarded.end(container)
     assert [other.new_syncfs(), other.new_syncfs()] == [EIO, 0]
+
+
+@pytest.mark.parametrize(("uuid", "answer"), [("on", 0), ("off", EIO)])
+def test_an_overlay_that_its_container_covers_is_not_taken_for_one_of_the_hosts(
+    guarded: Ground, tmp_path: Path, uuid: str, answer: int
+) -> None:
+    """What its options name is a directory of the host's as well, which it could not reach by itself."""
+    guarded.container()
+    private = tmp_path / "host" / "private"
+    (private / "upper").mkdir(parents=True)
+
+    def act(fd: int) -> int:
+        make("tmpfs", private.parent)
+        for part in ("upper", "work", "lower", "merged"):
+            (private / part).mkdir(parents=True)
+        options = {f"{part}dir": str(private / part) for part in ("lower", "upper", "work")}
+        make("overlay", private / "merged", **options, uuid=uuid)
+        inside = os.open(private / "merged", os.O_RDONLY)
+        make("tmpfs", private / "merged")
+        return inside
+
+    with guarded.nothing_kept(), several(guarded, 1, act=act) as (each,):
+        each.go.send(b"!")
+        assert each.answer()[0] == answer
+        assert os.listdir(private) == ["upper"]
+    assert os.listdir(private) == ["upper"]
+
+
+def test_an_overlay_without_a_uuid_is_believed_where_the_host_has_it(guarded: Ground) -> None:
+    container = guarded.container(flags=["uuid=off"])
+    assert guarded.guard is not None
+    status = guarded.guard.status
+    wait_until(lambda: [each["guarded"] for each in status()["overlays"]] == [True], "the guard has taken it")
+    container.lose()
+    assert [container.new_syncfs(), container.new_syncfs()] == [EIO, 0]
+
+
+def test_a_filesystem_that_only_its_user_may_ask_is_left_to_the_kernel(guarded: Ground) -> None:
+    guarded.container()
+    with guarded.nothing_kept(), several(guarded, 1, act=mount_as_another_user) as (each,):
+        for _ in range(2):
+            each.go.send(b"!")
+            assert each.answer()[0] == 0
+
+
+def test_mounts_without_end_keep_nobody_but_their_own_container(guarded: Ground) -> None:
+    other = guarded.container()
+    old = other.open()
+
+    def act(fd: int) -> int:
+        make("tmpfs", Path("/mnt"))
+        for _ in range(3000):
+            copy = mounts.clone("/mnt")
+            mounts.attach(copy, "/mnt")
+            os.close(copy)
+        kinds = (os.pipe()[0], os.memfd_create("nowhere"))
+        for number in range(60):
+            threading.Thread(target=call_for_ever, args=(kinds[number % 2],), daemon=True).start()
+        return fd
+
+    with guarded.nothing_kept():
+        with several(guarded, 1, act=act):
+            took = []
+            for _ in range(9):
+                begun = time.monotonic()
+                assert other.syncfs(old) == 0
+                took.append(time.monotonic() - begun)
+            assert len(os.listdir(f"/proc/{guarded.guard.worker}/task")) < 20  # type: ignore[union-attr]
+            assert sorted(took)[4] < 0.5, took
+        other.lose()
+        assert [other.syncfs(old), other.syncfs(old)] == [EIO, 0]
+
+
+def call_for_ever(fd: int) -> None:
+    while True:
+        files.syncfs(fd)
+
+
+def make(kind: str, at: Path, **options: str) -> None:
+    fd = mounts.new_mount(kind, list(options.items()))
+    mounts.attach(fd, str(at))
+    os.close(fd)
+
+
+def mount_as_another_user(fd: int) -> int:
+    """A FUSE filesystem that its own process serves as user 1000, whom alone it answers (no `allow_other`)."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    make("fuse", Path("/mnt"), source="x", fd=str(device), rootmode="40000", user_id="1000", group_id="1000")
+
+    def serve() -> None:
+        answers = {26: struct.pack("=IIIIHHII32x", 7, 31, 65536, 0, 12, 9, 65536, 1), 27: struct.pack("=QII", 1, 0, 0)}
+        while True:
+            opcode, unique = struct.unpack_from("=4xIQ", os.read(device, 1 << 18))
+            body = answers.get(opcode)
+            head = struct.pack("=IiQ", 16 + len(body or b""), 0 if body is not None else -38, unique)
+            os.write(device, head + (body or b""))
+
+    threading.Thread(target=serve, daemon=True).start()
+    os.setresgid(1000, 1000, 1000)
+    os.setresuid(1000, 1000, 1000)
+    return os.open("/mnt", os.O_RDONLY)
 
 
 def test_a_thread_id_that_is_another_process_by_now_takes_nothing(guarded: Ground) -> None:

@@ -32,6 +32,10 @@ _DIRECTORY = click.option(
     "--directory", metavar="DIR", type=click.Path(path_type=Path),
     help="Where the engine's configuration is (default: /etc/containers, /etc/docker, /etc/containerd).",
 )  # fmt: skip
+_RELOAD, _RESTART = "systemctl reload docker", "systemctl restart containerd"
+_NOT_GUARDED = "create containers that exist already again: they are not guarded, however often they are started"
+_STILL_GUARDED = "create containers that were created meanwhile again: they do not start without the guard"
+_NO_RUNTIME = "create containers that have the runtime overt again: they do not start any more"
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
 
 
@@ -188,8 +192,8 @@ def install(
 ) -> None:  # fmt: skip
     """Have podman, docker, containerd, or an OCI bundle of runc or crun, hand syncfs(2) to the guard.
 
-    docker and containerd get a runtime named `overt`. It holds for containers that are started afterwards. Without a
-    guard that runs they do not start.
+    docker and containerd get a runtime named `overt`. It holds for containers that are created afterwards: those that
+    exist keep what they were created with, and are not guarded. Without a guard that runs they do not start.
     """
     from overt.guard import engines
     from overt.guard import install as files
@@ -203,11 +207,11 @@ def install(
     socket = str(_path(socket_path))
     wrapped = engines.Wrapped(socket, runtime)
     if engine == "podman":
-        _make(lambda: files.into_podman(place, socket), dry_run)
+        _make(lambda: files.into_podman(place, socket), dry_run, _NOT_GUARDED)
     elif engine == "docker":
-        _make(lambda: engines.into_docker(place, wrapped, default=default), dry_run, "systemctl reload docker")
+        _make(lambda: engines.into_docker(place, wrapped, default=default), dry_run, _RELOAD, _NOT_GUARDED)
     elif engine == "containerd":
-        _make(lambda: engines.into_containerd(place, wrapped), dry_run, "systemctl restart containerd")
+        _make(lambda: engines.into_containerd(place, wrapped), dry_run, _RESTART, _NOT_GUARDED)
     else:
         _make(lambda: files.into_bundle(_given(bundle), socket), dry_run)
 
@@ -225,11 +229,11 @@ def uninstall(engine: str, bundle: Path | None, directory: Path | None, *, dry_r
     _refuse_what_is_not_for(engine, bundle, directory)
     place = directory or Path(_ENGINES[engine])
     if engine == "podman":
-        _make(lambda: files.out_of_podman(place), dry_run)
+        _make(lambda: files.out_of_podman(place), dry_run, _STILL_GUARDED)
     elif engine == "docker":
-        _make(lambda: engines.out_of_docker(place), dry_run, "systemctl reload docker")
+        _make(lambda: engines.out_of_docker(place), dry_run, _RELOAD, _NO_RUNTIME)
     elif engine == "containerd":
-        _make(lambda: engines.out_of_containerd(place), dry_run, "systemctl restart containerd")
+        _make(lambda: engines.out_of_containerd(place), dry_run, _RESTART, _NO_RUNTIME)
     else:
         _make(lambda: files.out_of_bundle(_given(bundle)), dry_run)
 
@@ -298,8 +302,8 @@ def _given(bundle: Path | None) -> Path:
     return bundle
 
 
-def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "") -> None:
-    """Make changes, or show them; `then`: the command by which the engine reads its configuration again."""
+def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, *then: str) -> None:
+    """Make changes, or show them; `then`: what is said when they are made, of what there is left to do."""
     from overt.guard.engines import InstallError
     from overt.guard.profile import ProfileError
 
@@ -320,5 +324,6 @@ def _make(work_out: "Callable[[], list[Change]]", dry_run: bool, then: str = "")
             click.echo(str(change))
     if not changes:
         click.echo("nothing to do")
-    elif then and not dry_run:
-        click.echo(f"then: {then}")
+    elif not dry_run:
+        for each in then:
+            click.echo(f"then: {each}")

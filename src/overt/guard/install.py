@@ -25,12 +25,17 @@ _MADE_WITH_DIRECTORY = "# Made by `overt guard install podman`, and its director
 
 
 def into_podman(directory: Path, socket: str) -> list[Change]:
-    """The changes that guard all of podman's containers from their next start; `directory` is /etc/containers.
+    """The changes that guard all of podman's containers that are created then; `directory` is /etc/containers.
 
-    Raises ProfileError if the profile in use cannot be changed so, and OSError.
+    Raises ProfileError if the profile in use cannot be changed so, or podman would use another than ours; and OSError.
     """
-    base = profile.load(str(_in_use(directory)))
     made, drop_in = directory / PROFILE, directory / _DROP_IN
+    for path, named in _named(directory):
+        if path.parent == drop_in.parent and path.name > drop_in.name and named != made:
+            raise profile.ProfileError(
+                f"{path} is read after {drop_in.name} and names another profile, {named}: rename it to come before"
+            )
+    base = profile.load(str(_in_use(directory)))
     by = _MADE if drop_in.parent.is_dir() and not _is_directory_ours(drop_in) else _MADE_WITH_DIRECTORY
     text = f'{by}[containers]\nseccomp_profile = "{made}"\n'
     return needed([Change(made, _text(profile.make(base, socket))), Change(drop_in, text)])
@@ -89,14 +94,19 @@ def _bundle_before(bundle: Path) -> str:
 
 def _in_use(directory: Path) -> Path:
     """The profile that containers.conf(5) names, whose later files win; our own does not count."""
-    found = DEFAULT_PROFILE
+    return [DEFAULT_PROFILE, *(named for _, named in _named(directory))][-1]
+
+
+def _named(directory: Path) -> list[tuple[Path, Path]]:
+    """The files that name a profile, in the order in which they are read, and which; without our own."""
+    found = []
     files = [Path("/usr/share/containers/containers.conf"), directory / "containers.conf"]
     files += sorted((directory / _DROP_IN.parent).glob("*.conf"))
     for path in files:
         if path.exists() and path != directory / _DROP_IN:
             try:
                 named = tomllib.loads(read(path)).get("containers", {}).get("seccomp_profile")
-                found = Path(named) if named else found
+                found += [(path, Path(named))] if named else []
             except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise profile.ProfileError(f"{path}: {error}") from None
     return found

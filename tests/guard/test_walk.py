@@ -1,0 +1,149 @@
+"""The walk over descriptor tables: what it sees, what it does not see twice, and that it ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overt.guard import descriptions, overlay
+from overt.guard.descriptions import Held
+from overt.guard.table import Table
+from overt.ledger import Description, Ledger
+
+from .ground import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+MANY, SHARERS = 300, 5
+CLONE_FILES, SIGCHLD = 0x400, 17
+CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine, -1)
+
+SHARE = f"""
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+null = os.open("/dev/null", os.O_RDONLY)
+made = [os.dup(null) for _ in range({MANY})]
+parent, pids = os.getpid(), [os.getpid()]
+for _ in range({SHARERS}):
+    pid = libc.syscall({CLONE}, {CLONE_FILES | SIGCHLD}, 0, 0, 0, 0)
+    if pid == 0:
+        libc.prctl(1, signal.SIGKILL)
+        while os.getppid() == parent:
+            libc.pause()
+        os._exit(0)
+    pids.append(pid)
+print(*pids, flush=True)
+print(*made, flush=True)
+signal.pause()
+"""
+
+CHURN = """
+import os, threading
+print(os.open("/dev/null", os.O_RDONLY), flush=True)
+def churn():
+    while True:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+for _ in range(3):
+    threading.Thread(target=churn, daemon=True).start()
+churn()
+"""
+
+
+@contextmanager
+def script(text: str) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def numbers(process: "subprocess.Popen[str]") -> list[int]:
+    assert process.stdout is not None
+    return [int(word) for word in process.stdout.readline().split()]
+
+
+def all_but(*pids: int) -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()} - set(pids)
+
+
+def test_a_table_that_processes_share_is_walked_once() -> None:
+    with script(SHARE) as process:
+        pids, made = numbers(process), numbers(process)
+        assert (len(pids), len(made)) == (SHARERS + 1, MANY)
+        seen = [fd for _, fd, _ in descriptions.walk(all_but(*pids))]
+        assert sorted(fd for fd in seen if fd in made) == made
+
+
+def test_a_table_whose_first_sharer_ends_during_the_walk_is_seen_by_another() -> None:
+    with script(SHARE) as process:
+        pids, made = numbers(process), numbers(process)
+        steps = descriptions.walk(all_but(*pids[1:]))
+        tid, fd, _ = next(steps)
+        os.kill(tid, signal.SIGKILL)
+        wait_until(lambda: Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it has ended")
+        assert {fd, *(fd for _, fd, _ in steps)} >= set(made)
+
+
+def test_a_process_whose_threads_come_and_go_is_seen_every_time() -> None:
+    with script(CHURN) as process:
+        (fd,) = numbers(process)
+        skip = all_but(process.pid)
+        for _ in range(200):
+            assert fd in {number for _, number, _ in descriptions.walk(skip)}
+
+
+def test_small_tables_come_before_large_ones() -> None:
+    with script(SHARE) as large, script(CHURN) as small:
+        pids, made = numbers(large), numbers(large)
+        numbers(small)
+        order = [tid in pids for tid, _, _ in descriptions.walk(all_but(*pids, small.pid))]
+        assert order == sorted(order)
+        assert order.count(True) >= len(made)
+
+
+def test_a_walk_ends() -> None:
+    with pytest.raises(TimeoutError):
+        list(descriptions.walk(set(), 0.0))
+
+
+class Known:
+    """An overlay, as far as a walk is concerned."""
+
+    def __init__(self) -> None:
+        self.device = 1
+        self.lock = contextlib.nullcontext()
+        self.account = Ledger().open_account("overlay")
+        self.held = Held()
+        self.held.add(os.open("/", os.O_RDONLY), Description(0), "held")
+        self.incomplete = False
+
+    def save(self) -> None:
+        pass
+
+    def prune(self, seen: set[int]) -> None:
+        raise AssertionError("let go of what was not looked for")
+
+
+def test_after_a_walk_that_was_broken_off_not_all_are_known_and_none_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(skip: set[int]) -> Iterator[tuple[int, int, bytes]]:
+        yield os.getpid(), 99999, b"/proc/self/fd/99999"
+        raise TimeoutError
+
+    monkeypatch.setattr(descriptions, "walk", walk)
+    known = Known()
+    overlays: Any = {known.device: known}
+    assert not overlay.hold_open_ones(overlays, Table(), set())
+    assert known.incomplete
+    overlay.let_go_of_closed_ones(overlays, Table(), set())
+    known.held.take(0)
