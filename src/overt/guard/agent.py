@@ -24,7 +24,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from overt.events import Events
@@ -37,7 +36,7 @@ from overt.guard.overlay import Overlay
 from overt.guard.records import Records
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
-from overt.guard.table import Mounted, MountOf
+from overt.guard.table import Mounted
 from overt.guard.victims import Loss
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
@@ -255,28 +254,27 @@ class Agent:
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
         """Answer a call that was received, here or on another thread."""
         self.meter.begin(slot, guarded.number)
-        self._begin(guarded, slot, call, self.table.known)
+        self._begin(guarded, slot, call)
 
-    def _begin(self, guarded: Container, slot: int, call: Notification, mount_of: MountOf) -> None:
+    def _begin(self, guarded: Container, slot: int, call: Notification, *, look_up: bool = False) -> None:
         try:
-            each = self._overlay_of(guarded, call, mount_of)
+            each = self._overlay_of(guarded, call, look_up)
             if each is None:
                 self._continue(guarded, slot, call)
             elif each.account is None:
                 self._open_first(each, guarded, slot, call)
             else:  # if others call as well, one flush will do for all
-                self._flush(each, guarded, slot, call, here=self.loop.may_take_long())
+                self._flush(each, guarded, slot, call, here=not look_up and self.loop.may_take_long())
         except table.Unknown:
-            mount_of = partial(self.table.mount_of, pids=(call.tid, guarded.state.pid))
-            guarded.lookups.do(partial(self._begin, guarded, slot, call, mount_of))
+            guarded.lookups.do(lambda: self._begin(guarded, slot, call, look_up=True))
         except ProcessLookupError:  # the caller or its container has ended
             self.reply(guarded, slot, call, errno.EIO)
             self.done(guarded, slot)
         except Exception:
             self._crash(guarded, slot, call)
 
-    def _overlay_of(self, guarded: Container, call: Notification, mount_of: MountOf) -> Overlay | None:
-        """The overlay that a call is about; None: the kernel's answer is right. OSError if that cannot be found out."""
+    def _overlay_of(self, guarded: Container, call: Notification, look_up: bool) -> Overlay | None:
+        """The overlay that a call is about; None: the kernel is right. OSError; Unknown if it is to be looked up."""
         if (call.arch, call.number) not in SYNCFS:
             return None
         if not call.tid:
@@ -285,7 +283,7 @@ class Agent:
         try:
             if descriptions.is_path(place):
                 return None
-            mounted = mount_of(place)
+            mounted = self.table.mount_of(place, (call.tid, guarded.state.pid)) if look_up else self.table.known(place)
         except FileNotFoundError:  # EBADF
             return None
         if isinstance(mounted, int):
@@ -317,7 +315,7 @@ class Agent:
         """Open an overlay, which may take any time, for all who call meanwhile."""
         why = "an internal error"
         try:
-            uuid = places.uuid_by(call.tid, call.argument, partial(self.table.is_on, each.device, call.tid))
+            uuid = places.uuid_by(call.tid, call.argument, lambda at: self.table.is_on(each.device, call.tid, at))
             each.open(self.uppers, [call.tid, first.state.pid], uuid)
             self.records.keep(each.upper)
             why = ""

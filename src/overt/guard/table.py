@@ -9,7 +9,7 @@ mount is, is in the mountinfo of the thread, or, after a chroot, in that of the 
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from overt.host import files
@@ -34,10 +34,6 @@ class Mounted(NamedTuple):
     def lies(self) -> bool:
         """Whether the kernel's own answer to syncfs(2) may be wrong: an ordinary overlay's with an upper."""
         return bool(self.upperdir and self.workdir) and not self.volatile
-
-
-MountOf = Callable[[bytes], Mounted | int]
-"""see `Table.known` and `Table.mount_of`"""
 
 
 class Unknown(Exception):
