@@ -4,12 +4,14 @@ import os
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from overt.guard import table
 from overt.guard.line import Line
 from overt.guard.table import Mounted, Table, Unknown
+from overt.host import mounts
 
 from .ground import wait_until
 
@@ -20,38 +22,44 @@ def place(fd: int) -> bytes:
     return b"/proc/self/fd/%d" % fd
 
 
-def test_what_was_looked_for_once_is_known_also_if_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    fds = [*os.pipe(), os.eventfd(0), os.open("/", os.O_RDONLY)]
-    others = [*os.pipe(), os.open("/", os.O_RDONLY)]
+def test_no_mountinfo_is_read_for_what_is_known_or_can_be_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    fds = [*os.pipe(), os.eventfd(0), os.memfd_create("nowhere"), os.open("/", os.O_RDONLY), os.open("/", os.O_RDONLY)]
     try:
-        mounts = Table()
-        for fd in fds:
-            assert mounts.mount_of(place(fd), [os.getpid()]) == mounts.mount_of(place(fd), [os.getpid()])
+        known = Table()
+        with pytest.raises(Unknown):
+            known.known(place(fds[-1]))
+        assert isinstance(known.mount_of(place(fds[-1]), [os.getpid()]), Mounted)
 
         def read(pid: int) -> bytes:
             raise AssertionError("read again")
 
         monkeypatch.setattr(table, "_mountinfo", read)
-        for fd in (*fds, *others):
-            mounts.known(place(fd))
-            mounts.mount_of(place(fd), [os.getpid()])
-            mounts.device_of(place(fd), os.getpid(), table.Walk())
+        for fd in fds:
+            known.known(place(fd))
+            known.mount_of(place(fd), [os.getpid()])
+            known.device_of(place(fd), os.getpid(), table.Walk())
     finally:
-        for fd in (*fds, *others):
+        for fd in fds:
             os.close(fd)
 
 
-def test_a_mount_that_nobody_sees_yet_is_not_taken_for_one_that_is_nowhere() -> None:
-    """A detached mount can be attached, and a file without a name is on a mount all the same."""
-    fd = os.memfd_create("nowhere")
+@pytest.mark.root
+def test_a_mount_that_is_nowhere_yet_is_looked_for_again(tmp_path: Path) -> None:
+    mount = mounts.new_mount("tmpfs", [])
+    fd = os.open(f"/proc/self/fd/{mount}", os.O_RDONLY)
     try:
-        mounts = Table()
+        found = Table()
         for _ in range(2):
+            assert isinstance(found.mount_of(place(fd), [os.getpid()]), int)
             with pytest.raises(Unknown):
-                mounts.known(place(fd))
-            assert isinstance(mounts.mount_of(place(fd), [os.getpid()]), int)
+                found.known(place(fd))
+        mounts.attach(mount, str(tmp_path))
+        seen = found.mount_of(place(fd), [os.getpid()])
+        mounts.umount(str(tmp_path), mounts.MNT_DETACH)
+        assert isinstance(seen, Mounted) and found.known(place(fd)) == seen
     finally:
         os.close(fd)
+        os.close(mount)
 
 
 def test_the_line_of_a_mount_is_found_and_no_other_is_parsed() -> None:

@@ -199,7 +199,7 @@ def test_mounts_without_end_keep_nobody_but_their_own_container(guarded: Ground)
             copy = mounts.clone("/mnt")
             mounts.attach(copy, "/mnt")
             os.close(copy)
-        kinds = (os.pipe()[0], os.memfd_create("nowhere"))
+        kinds = (os.pipe()[0], os.open(f"/proc/self/fd/{mounts.clone('/mnt')}", os.O_RDONLY))
         for number in range(60):
             threading.Thread(target=call_for_ever, args=(kinds[number % 2],), daemon=True).start()
         return fd

@@ -9,6 +9,7 @@ mount is, is in the mountinfo of the thread, or, after a chroot, in that of the 
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -66,8 +67,7 @@ class Table:
 
     def __init__(self) -> None:
         self._known: dict[int, Mounted] = {}
-        self._pathless: set[int] = set()
-        """mounts of pipes, sockets and the like, which are nowhere and will never be"""
+        self._internal = _internal()
 
     def known(self, place: bytes) -> Mounted | int:
         """The mount that the descriptor `place` (/proc/TID/fd/N) is on, or st_dev, if that is remembered.
@@ -104,20 +104,15 @@ class Table:
 
     def _remembered(self, where: files.Whereabouts) -> Mounted | int | None:
         found = self._known.get(where.mount)
-        if found is None and where.mount in self._pathless:
+        if found is None and where.mount in self._internal:
             return where.device
         return found
 
     def _learn(self, mount: int, place: bytes, text: bytes) -> bool:
         """Remember which mount in a mountinfo the one with this id is; False if it is none of them."""
         found = _line(text, files.whereabouts(place, files.STATX_MNT_ID).mount)
-        pathless = found is None and not os.readlink(place).startswith(b"/")
-        # A number in mountinfo is given away again, a descriptor too: was it this mount's all the time?
-        if files.whereabouts(place).mount != mount:
-            return False
-        if pathless:
-            self._pathless.add(mount)
-        if found is None:
+        # A number in mountinfo is given away again: was it this mount's all the time?
+        if found is None or files.whereabouts(place).mount != mount:
             return False
         if len(self._known) >= _MOST:
             self._known.clear()
@@ -145,6 +140,19 @@ class Table:
     def is_on(self, device: int, tid: int, place: bytes) -> bool:
         """Whether the descriptor is of this superblock, as thread `tid` sees it."""
         return self.device_of(place, tid) == device
+
+
+def _internal() -> set[int]:
+    """The kernel's own mounts, of pipes, sockets and the like: they are in nobody's mountinfo and never will be."""
+    fds = [
+        *os.pipe(), os.eventfd(0), socket.socket(socket.AF_UNIX).detach(), os.memfd_create("overt"),
+        os.pidfd_open(os.getpid()), os.open("/proc/self/ns/mnt", os.O_RDONLY),
+    ]  # fmt: skip
+    try:
+        return {files.whereabouts(b"/proc/self/fd/%d" % fd).mount for fd in fds}
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _device(found: Mounted | int) -> int:
