@@ -172,6 +172,28 @@ def test_an_overlay_that_its_container_covers_is_not_taken_for_one_of_the_hosts(
     assert os.listdir(private) == ["upper"]
 
 
+def test_a_workdir_that_leads_to_a_directory_of_the_hosts_is_not_followed(guarded: Ground) -> None:
+    guarded.container()
+    volume, host = Path(guarded.disk.path, "volume"), Path(guarded.disk.path, "host")
+    host.mkdir()
+
+    def act(fd: int) -> int:
+        for part in ("upper", "inner/work", "lower", "merged"):
+            (volume / part).mkdir(parents=True)
+        options = {"lowerdir": "lower", "upperdir": "upper", "workdir": "inner/work"}
+        make("overlay", volume / "merged", **{name: str(volume / part) for name, part in options.items()})
+        (volume / "inner").rename(volume / "away")
+        (volume / "inner").symlink_to(host)
+        return os.open(volume / "merged", os.O_RDONLY)
+
+    with guarded.nothing_kept(), several(guarded, 1, act=act) as (each,):
+        each.go.send(b"!")
+        assert each.answer()[0] == 0
+        assert os.listdir(host) == []
+        assert [name for name in os.listdir(volume) if name.startswith(".overt-guard-")]
+    assert sorted(os.listdir(volume)) == ["away", "inner", "lower", "merged", "upper"]
+
+
 def test_an_overlay_without_a_uuid_is_believed_where_the_host_has_it(guarded: Ground) -> None:
     container = guarded.container(flags=["uuid=off"])
     assert guarded.guard is not None

@@ -4,7 +4,8 @@ The paths in the table mean something to whoever mounted the overlay: the engine
 mounted in a container, a process there. Both are tried. A path alone proves nothing, so what is found is compared: an
 overlay carries its UUID (FS_IOC_GETFSUUID), and its upper directory the same one in an xattr (Linux 6.6). An overlay
 without a UUID, or of which nobody could be asked for it, is believed where it is mounted on the host as well, for then
-it was the host that named the path. Else a container could name any directory of the host's.
+it was the host that named the path. Else a container could name any directory of the host's. Of the workdir's path
+nothing can be compared, so it is not used.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class Place(NamedTuple):
     """Directories on an upper, open."""
 
     beside: int
-    """the one that the overlay's workdir is in"""
+    """the one that the upper directory is in"""
     scratch: int
     """our own in that one, for probes; not in the workdir, which the kernel takes for its overlay's alone"""
     name: str
@@ -61,7 +62,7 @@ def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
             stack.callback(os.close, upper)
             if uuid and _upper_uuid(upper) != uuid:
                 continue
-            beside = _open(root, os.path.dirname(mounted.workdir.rstrip(b"/")))
+            beside = os.open("..", _DIRECTORY, dir_fd=upper)
             if os.fstat(beside).st_dev == os.fstat(upper).st_dev:
                 return _make(beside, os.dup(upper))
             os.close(beside)
