@@ -33,6 +33,8 @@ class Loop:
         self._count = 0
         self._last = 0.0
         self._asleep = False
+        self._then = 0.0
+        """when `each` is due: whoever leads by then, for leaders may follow one another faster than that"""
         self._work = threading.Event()
         self._ended = threading.Event()
         self._woken, self.bell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -60,6 +62,7 @@ class Loop:
 
     def run(self, period: float, each: Callable[[], None]) -> None:
         """Serve until `stop`, calling `each` about every `period` seconds."""
+        self._then = time.monotonic() + period
         threading.Thread(target=self._deputise, args=(period, each), daemon=True).start()
         self._lead(period, each)
         while not self._ended.wait(1.0):  # deposed; signals are handled on this thread all the same
@@ -72,7 +75,6 @@ class Loop:
 
     def _lead(self, period: float, each: Callable[[], None]) -> None:
         me = self._leader = threading.get_ident()
-        then = time.monotonic() + period
         while not self._stopping:
             for fd, what in self._epoll.poll(period):
                 act = self._on.get(fd)
@@ -80,8 +82,8 @@ class Loop:
                     act(what)
                 if self._leader != me:  # the rest is the new leader's, who sees it again
                     return
-            if time.monotonic() >= then:
-                then = time.monotonic() + period
+            if time.monotonic() >= self._then:
+                self._then = time.monotonic() + period
                 each()
         self._ended.set()
 
