@@ -104,20 +104,29 @@ class Upper:
         where the upper cannot be opened or, in the one case that needs a flush here (no tracepoint, and errors can be
         seen only by consuming them), flushed.
         """
+        return self._attach(name, volatile, resumed=False)
+
+    def resume(self, name: str) -> Account:
+        """As `attach`, for an ordinary overlay that another process has left, with its eyes (`Uppers.carried`).
+
+        Nothing is looked at, flushed or written here, for the disk may hang or be dead: what has happened meanwhile is
+        seen at the next flush. The caller fills the account in. Raises OSError where no eyes were left.
+        """
+        if self._eyes is None and self.s_dev not in self._uppers.carried:
+            raise FileNotFoundError(errno.ENOENT, "what it was watched with was not left", name)
+        return self._attach(name, volatile=False, resumed=True)
+
+    def _attach(self, name: str, volatile: bool, resumed: bool) -> Account:
         doors: _Doors = self._doors.open
         with self._door:
             scratch_fd = os.dup(doors.scratch_fd)
             try:
                 eyes = self._open(doors)
-                self.check()
-                if not volatile or eyes.need_flush:
-                    eyes.prepare_flush(scratch_fd)
-                if eyes.need_flush:
-                    failure = self._flush(eyes, scratch_fd)
-                    if failure:
-                        raise failure
+                if not resumed:
+                    self._prepare(eyes, volatile, scratch_fd)
                 with self._lock:
-                    self._see(eyes)
+                    if not resumed:
+                        self._see(eyes)
                     account = self.ledger.open_account(name, volatile=volatile)
                     self._scratch[account] = scratch_fd
             except BaseException:
@@ -126,6 +135,15 @@ class Upper:
                 raise
         self._announce()
         return account
+
+    def _prepare(self, eyes: Eyes, volatile: bool, scratch_fd: int) -> None:
+        self.check()
+        if not volatile or eyes.need_flush:
+            eyes.prepare_flush(scratch_fd)
+        if eyes.need_flush:
+            failure = self._flush(eyes, scratch_fd)
+            if failure:
+                raise failure
 
     def detach(self, account: Account) -> None:
         """Forget an overlay. With the last one everything is closed, after the flush that may be under way."""
@@ -377,12 +395,14 @@ class Uppers:
                     self.untraced = error
             return self._trace
 
-    def get(self, directory_fd: int, scratch_fd: int) -> Upper:
+    def get(self, directory_fd: int, scratch_fd: int, s_dev: int | None = None) -> Upper:
         """The upper that the directory `directory_fd` is on; `scratch_fd` is a private directory there.
 
-        Both have to stay open until `Upper.attach` has returned. Raises OSError as open(2) and flock(2) do.
+        Both have to stay open until `Upper.attach` has returned. `s_dev`: the superblock's number, if it is known; else
+        it is asked for, which raises OSError as open(2) and flock(2) do.
         """
-        s_dev = superblock(scratch_fd)
+        if s_dev is None:
+            s_dev = superblock(scratch_fd)
         with self.lock:
             upper = self.known.get(s_dev)
             if upper is None:
