@@ -122,8 +122,8 @@ def test_numbers_that_an_account_has_reached_are_not_given_away_again(tmp_path: 
     try:
         entries = {
             f"upper/{superblock(fd)}": Entry({"errors": [[1, EIO, 1.0, "probe", False]]}, ()),
-            "overlay/1": Entry({"account": {"mounted_at": 0, "reached": 2}}, (fd, fd, fd)),
-            "overlay/2": Entry({"account": {"mounted_at": 0, "reached": 1}}, (fd, fd, fd)),
+            "overlay/1": Entry({"upper": superblock(fd), "account": {"mounted_at": 0, "reached": 2}}, (fd, fd, fd)),
+            "overlay/2": Entry({"upper": superblock(fd), "account": {"mounted_at": 0, "reached": 1}}, (fd, fd, fd)),
         }
         (errors,) = resume.known_errors(entries).values()
     finally:

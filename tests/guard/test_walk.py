@@ -1,6 +1,7 @@
 """The walk over descriptor tables: what it sees, what it does not see twice, and that it ends."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -139,12 +140,12 @@ class Known:
 def test_after_a_walk_that_was_broken_off_not_all_are_known_and_none_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     def walk(skip: set[int]) -> Iterator[tuple[int, int, bytes]]:
         yield os.getpid(), 99999, b"/proc/self/fd/99999"
-        raise TimeoutError
+        raise TimeoutError(errno.ETIMEDOUT, "too many")
 
     monkeypatch.setattr(descriptions, "walk", walk)
     known = Known()
     overlays: Any = {known.device: known}
-    assert not overlay.hold_open_ones(overlays, Table(), set())
+    assert overlay.hold_open_ones(overlays, Table(), set()) == {known: "too many"}
     assert known.incomplete
     overlay.let_go_of_closed_ones(overlays, Table(), set())
     known.held.take(0)

@@ -27,17 +27,18 @@ from contextlib import suppress
 from typing import Any
 
 from overt.events import Events
-from overt.guard import container, descriptions, listener, overlay, places, resume, status, table, victims
+from overt.guard import container, descriptions, listener, opening, overlay, resume, status, table, victims
 from overt.guard.container import Container
 from overt.guard.crowd import Crowd
 from overt.guard.loop import Loop
 from overt.guard.meter import Meter
-from overt.guard.overlay import Overlay
+from overt.guard.overlay import Overlay, Resources
 from overt.guard.records import Records
 from overt.guard.slots import Notification, Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Entry, Keeper
 from overt.guard.table import Mounted
 from overt.guard.victims import Loss
+from overt.host.marks import Marks
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
 from overt.upper.trace import Trace
@@ -45,8 +46,6 @@ from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
 
 _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
-_MOST_OPENING = 64
-"""overlays of one container that are being opened, a thread each: its upper may be a server that never answers"""
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
 """answering fails so if the caller was killed or interrupted, or if somebody else has answered"""
 _LOSSES = 1000
@@ -60,8 +59,8 @@ class Agent:
     """See above. `supervisor` is one end of the pair over which containers come and the store is kept."""
 
     def __init__(
-        self, supervisor: socket.socket, status: socket.socket, slots: Slots, trace: Trace | None, events: Events,
-        generation: int, blame: str,
+        self, supervisor: socket.socket, status: socket.socket, slots: Slots, trace: Trace | None, marks: Marks | None,
+        events: Events, generation: int, blame: str,
     ) -> None:  # fmt: skip
         self.supervisor = supervisor
         self.status_socket = status
@@ -76,6 +75,7 @@ class Agent:
         self.keeper = Keeper(supervisor)
         self.records = Records(self.keeper, trace)
         self.uppers = Uppers(self._error, trace=trace or False)
+        self.shared = Resources(self.keeper, self.uppers, self.records, marks)
         self.table = table.Table()
         self.containers: dict[int, Container] = {}
         self.overlays: dict[int, Overlay] = {}
@@ -84,7 +84,7 @@ class Agent:
         self.doubtful = 0
         self.answered = 0
         self.meter = Meter()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.loop = Loop()
         self._skip = {os.getpid(), os.getppid()}
         self._orphan = False
@@ -124,11 +124,8 @@ class Agent:
 
     def add(self, number: int, data: bytes, fds: list[int]) -> None:
         """Take a container's listener; close what else came with it."""
-        state = None
         try:
-            state = container.parse(data)
-            if state.listener >= len(fds) or not container.is_listener(fds[state.listener]):
-                raise ValueError("the descriptor that came with it is no seccomp listener")
+            state = container.read(data, fds)
             fd = os.dup(fds[state.listener])
         except ValueError as error:
             self.events.say("container refused", why=str(error))
@@ -140,73 +137,26 @@ class Agent:
         with suppress(OSError):  # Linux before 6.6: slower, and as good
             listener.set_flags(fd, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
         guarded = self.containers[number] = Container(number, state, fd)
+        if state.unread:
+            self.events.say("state not read", container=state.id, why=state.unread)
         self.events.say("guarding", container=state.id, pid=state.pid, bundle=state.bundle)
         self.loop.watch(fd, lambda what: self._ready(guarded, what))
-        self._apart(self._look_around, guarded)
-
-    def _look_around(self, guarded: Container) -> None:
-        """Open accounts for the overlays that a new container sees: errors count from its start."""
-        pid = guarded.state.pid
-        try:
-            self.table.mount_of(b"/proc/%d/root" % pid, (pid,))  # while it is seen: it may chroot
-            mounts = table.read(pid).values()
-        except OSError:  # it has ended already
-            return
-        for mounted in {each.device: each for each in mounts if each.lies}.values():
-            try:
-                each = self._use(guarded, mounted)
-                each.open(self.uppers, [pid])
-                self.records.keep(each.upper)
-            except ProcessLookupError:  # it has ended meanwhile
-                return
-            except OSError as error:
-                self.events.say(
-                    "not guarded", container=guarded.state.id, overlay=os.fsdecode(mounted.upperdir), why=str(error)
-                )
-        guarded.image = container.image(guarded.state)
-
-    def _use(self, guarded: Container, mounted: Mounted) -> Overlay:
-        """The overlay, noted as used by a container. OSError if that has ended."""
-        with self._lock:
-            if guarded.closed:
-                raise ProcessLookupError(errno.ESRCH, "the container has ended")
-            each = self.overlays.get(mounted.device)
-            if each is None:
-                each = self.overlays[mounted.device] = Overlay(mounted, self.keeper)
-            each.users.add(guarded.number)
-            guarded.devices.add(mounted.device)
-            return each
+        self.apart(opening.look_around, self, guarded)
 
     def _gone(self, guarded: Container) -> None:
         """The last task with this filter has ended."""
-        self.loop.forget(guarded.fd)
-        del self.containers[guarded.number]
-        self.keeper.drop(f"listener/{guarded.number}")
-        unused = []
-        with self._lock:
+        with self.lock:  # `done`, on another thread, must not look at a listener that is not watched any more
             guarded.closed = True
+            self.loop.forget(guarded.fd)
+            del self.containers[guarded.number]
             self._resume(guarded)
             for crowd in self.crowds.values():
                 crowd.forget(guarded.number)
-            for device in guarded.devices:
-                each = self.overlays.get(device)
-                if each is not None:
-                    each.users.discard(guarded.number)
-                    if not each.users:
-                        unused.append(self.overlays.pop(device))
+        self.keeper.drop(f"listener/{guarded.number}")
+        opening.leave(self, guarded)
         self.events.say("ended", container=guarded.state.id, calls=guarded.calls)
-        for each in unused:
-            self._apart(self._let_go, each)
         if self._orphan and not self.containers:
             self.loop.stop()
-
-    def _let_go(self, each: Overlay) -> None:
-        upper = each.upper
-        each.close()
-        if upper is not None and not upper.ledger.accounts:
-            self.records.drop(upper)
-            with self._lock:
-                self.crowds.pop(upper.s_dev, None)
 
     # A call
 
@@ -214,7 +164,7 @@ class Agent:
         if not what & select.EPOLLIN:
             self._gone(guarded)
             return
-        with self._lock:
+        with self.lock:
             many = guarded.receiving or guarded.waiting >= _MOST_WAITING
             slot = -1 if many else self.slots.take(guarded.number)
             if slot < 0:
@@ -233,7 +183,7 @@ class Agent:
                 raise
             self.slots.free(slot)  # the caller was killed, or a signal came, before we were
             slot = -1
-        with self._lock:
+        with self.lock:
             guarded.receiving = False
             guarded.waiting += slot >= 0
             guarded.calls += slot >= 0
@@ -254,29 +204,43 @@ class Agent:
     def begin(self, guarded: Container, slot: int, call: Notification) -> None:
         """Answer a call that was received, here or on another thread."""
         self.meter.begin(slot, guarded.number)
-        self._begin(guarded, slot, call)
+        self.begin_again(guarded, slot, call)
 
-    def _begin(self, guarded: Container, slot: int, call: Notification, *, look_up: bool = False) -> None:
+    def begin_again(self, guarded: Container, slot: int, call: Notification, *, look_up: bool = False) -> None:
+        """The same, of one that was begun already."""
         try:
-            each = self._overlay_of(guarded, call, look_up)
-            if each is None:
-                self._continue(guarded, slot, call)
-            elif each.account is None:
-                self._open_first(each, guarded, slot, call)
-            else:  # if others call as well, one flush will do for all
-                self._flush(each, guarded, slot, call, here=not look_up and self.loop.may_take_long())
+            self._begin(guarded, slot, call, look_up)
         except table.Unknown:
-            guarded.lookups.do(lambda: self._begin(guarded, slot, call, look_up=True))
-        except ProcessLookupError:  # the caller or its container has ended
-            self.reply(guarded, slot, call, errno.EIO)
-            self.done(guarded, slot)
+            guarded.lookups.do(lambda: self.begin_again(guarded, slot, call, look_up=True))
         except Exception:
             self._crash(guarded, slot, call)
 
-    def _overlay_of(self, guarded: Container, call: Notification, look_up: bool) -> Overlay | None:
-        """The overlay that a call is about; None: the kernel is right. OSError; Unknown if it is to be looked up."""
+    def _begin(self, guarded: Container, slot: int, call: Notification, look_up: bool) -> None:
+        try:
+            found = self._overlay_of(guarded, call, look_up)
+            if isinstance(found, Mounted):
+                opening.open_first(self, guarded, slot, call, found)
+                return
+        except ProcessLookupError:  # the caller or its container has ended
+            self.reply(guarded, slot, call, errno.EIO)
+            self.done(guarded, slot)
+        except OSError as error:
+            self.not_guarded(guarded, slot, call, "", str(error))
+        else:
+            if found is None:
+                self._continue(guarded, slot, call)
+            else:  # if others call as well, one flush will do for all
+                self.flush(found, guarded, slot, call, here=not look_up and self.loop.may_take_long())
+
+    def _overlay_of(self, guarded: Container, call: Notification, look_up: bool) -> Overlay | Mounted | None:
+        """The overlay that a call is about; the mount, if whose it is is not known; None: the kernel is right.
+
+        OSError; Unknown if it is to be looked up.
+        """
         if (call.arch, call.number) not in SYNCFS:
             return None
+        if guarded.state.unread:
+            raise OSError(errno.EIO, guarded.state.unread)
         if not call.tid:
             raise OSError(errno.ENXIO, "the caller is in another pid namespace")
         place = b"/proc/%d/fd/%d" % (call.tid, call.argument)
@@ -287,56 +251,23 @@ class Agent:
         except FileNotFoundError:  # EBADF
             return None
         if isinstance(mounted, int):
-            return self.overlays.get(mounted)
+            return opening.of_number(self, mounted)
         if not mounted.lies:
             return None
-        if mounted.device in guarded.devices:
-            found = self.overlays.get(mounted.device)
-            if found is not None:
-                return found
+        found = self.overlays.get(mounted.device)
+        if found is not None and mounted.id in found.mounts and guarded.number in found.users:
+            return found
         if not listener.is_valid(guarded.fd, call.id):
             raise ProcessLookupError(errno.ESRCH, "the caller has ended")
-        return self._use(guarded, mounted)
+        return mounted
 
-    def _open_first(self, each: Overlay, guarded: Container, slot: int, call: Notification) -> None:
-        """The call is the first that we hear of this overlay: it was mounted later, or is not opened yet."""
-        with self._lock:
-            opening = bool(each.callers)
-            refused = not opening and guarded.opening >= _MOST_OPENING
-            if not refused:
-                each.callers.append((guarded, slot, call))
-                guarded.opening += not opening
-        if refused:
-            self._not_guarded(each, guarded, slot, call, f"{_MOST_OPENING} others are being opened")
-        elif not opening:
-            self._apart(self._open_for_all, each, guarded, call)
-
-    def _open_for_all(self, each: Overlay, first: Container, call: Notification) -> None:
-        """Open an overlay, which may take any time, for all who call meanwhile."""
-        why = "an internal error"
-        try:
-            uuid = places.uuid_by(call.tid, call.argument, lambda at: self.table.is_on(each.device, call.tid, at))
-            each.open(self.uppers, [call.tid, first.state.pid], uuid)
-            self.records.keep(each.upper)
-            why = ""
-        except OSError as error:
-            why = str(error)
-        finally:
-            with self._lock:
-                callers, each.callers = each.callers, []
-                first.opening -= 1
-            for guarded, slot, call in callers:
-                if why:
-                    self._not_guarded(each, guarded, slot, call, why)
-                else:
-                    self._flush(each, guarded, slot, call)
-
-    def _not_guarded(self, each: Overlay, guarded: Container, slot: int, call: Notification, why: str) -> None:
-        self.events.say("not guarded", container=guarded.state.id, overlay=each.name, why=why)
+    def not_guarded(self, guarded: Container, slot: int, call: Notification, name: str, why: str) -> None:
+        """The call is not answered as it should be, but with EIO. `name`: of the overlay, if that is known."""
+        self.events.say("not guarded", container=guarded.state.id, overlay=name, why=why)
         self.reply(guarded, slot, call, errno.EIO)
         self.done(guarded, slot)
 
-    def _flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
+    def flush(self, each: Overlay, guarded: Container, slot: int, call: Notification, *, here: bool = False) -> None:
         upper = each.upper
         assert upper is not None
 
@@ -356,7 +287,7 @@ class Agent:
             else:
                 self.done(guarded, slot)  # not before what was told is on record
 
-        with self._lock:
+        with self.lock:
             crowd = self.crowds.get(upper.s_dev)
             if crowd is None:
                 crowd = self.crowds[upper.s_dev] = Crowd()
@@ -368,15 +299,15 @@ class Agent:
 
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
-        with self._lock:
+        with self.lock:
             owed = {
                 each.device: each for each in self.overlays.values()
                 if each.upper is upper and each.account is not None and each.account.owed() is not None
             }  # fmt: skip
         if self.blame == "owner":
             owed = self._without_bystanders(upper, owed)
-        if not overlay.hold_open_ones(owed, self.table, self._skip):
-            self.events.say("not all known", why="looking at open descriptors took too long", overlays=len(owed))
+        for each, why in overlay.hold_open_ones(owed, self.table, self._skip).items():
+            self.events.say("not all known", overlay=each.name, why=why)
 
     def _without_bystanders(self, upper: Upper, owed: dict[int, Overlay]) -> dict[int, Overlay]:
         """Those of the overlays that are to be told: the owners of what was lost, or all if that is not certain."""
@@ -400,13 +331,13 @@ class Agent:
 
     def _name(self, upper: Upper, since: int, seconds: float) -> dict[int, list[Loss]]:
         """Find, within `seconds`, the files that were lost in the errors numbered above `since`, and say so."""
-        with self._lock:
+        with self.lock:
             others = [each for each in self.overlays.values() if each.upper is upper]
         number = upper.ledger.count
         found = victims.find(others, upper.failed(since) or {}, seconds)
         for losses in found.values():
             for loss in losses:
-                with self._lock:
+                with self.lock:
                     users = [self.containers[user] for user in loss.overlay.users if user in self.containers]
                 users.sort(key=lambda each: each.image)  # of a process that joined, nobody may have said it
                 for user in {each.state.id: each for each in users}.values():
@@ -448,7 +379,7 @@ class Agent:
         """The call was answered, or nobody waits for it any more."""
         self.meter.end(slot)
         self.slots.free(slot)
-        with self._lock:
+        with self.lock:
             guarded.waiting -= 1
             self._resume(guarded)
 
@@ -465,19 +396,21 @@ class Agent:
         )  # fmt: skip
         self.records.keep(upper)
         if self.blame != "owner" and error.source in ("probe", "trace") and not error.taken:
-            self._apart(self._name_later, upper, error.number - 1)
+            self.apart(self._name_later, upper, error.number - 1)
 
     def _walk(self) -> None:
-        """Let go of descriptions that nobody has any more; on a thread of its own."""
-        with self._lock:  # others may have had all the room
+        """Let go of what has ended, and of descriptions that nobody has any more; on threads of their own."""
+        with self.lock:  # others may have had all the room
             for guarded in self.containers.values():
                 self._resume(guarded)
-        held = {each.device: each for each in list(self.overlays.values()) if each.held.entries}
-        if held and (self._walker is None or not self._walker.is_alive()):
-            self._walker = threading.Thread(
-                target=overlay.let_go_of_closed_ones, args=(held, self.table, self._skip), daemon=True
-            )
-            self._walker.start()
+        if self._walker is None or not self._walker.is_alive():
+            self._walker = self.apart(self._look_after)
+
+    def _look_after(self) -> None:
+        opening.bury(self)
+        held = {each.device: each for each in list(self.overlays.values()) if each.held.entries or each.incomplete}
+        if held:
+            overlay.let_go_of_closed_ones(held, self.table, self._skip)
 
     def _show(self, what: int) -> None:
         """Somebody asks for the status: one JSON object."""
@@ -488,13 +421,17 @@ class Agent:
                 connection.settimeout(_WALK)
                 connection.sendall(json.dumps(status.describe(self)).encode() + b"\n")
 
-        self._apart(tell)
+        self.apart(tell)
 
-    def _apart(self, act: Callable[..., object], *args: Any) -> None:
+    def apart(self, act: Callable[..., object], *args: Any) -> threading.Thread:
+        """Do something on a thread of its own; that it fails is an event."""
+
         def run() -> None:
             try:
                 act(*args)
             except Exception:
                 self.events.crash(getattr(act, "__name__", "a thread"))
 
-        threading.Thread(target=run, daemon=True).start()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread

@@ -7,6 +7,7 @@ taken from it than names, and the number of a process to look at.
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from overt.guard.line import Line
@@ -16,6 +17,7 @@ _MOST = 16 << 20
 """bytes of an engine's file"""
 _MOST_LOOKUPS = 2
 _SECCOMP_FD = "seccompFd"
+_UNKNOWN = "(unknown)"
 _NOTIFY = "anon_inode:seccomp notify"
 
 
@@ -30,6 +32,8 @@ class State(NamedTuple):
     listener: int
     """which of the descriptors it is"""
     annotations: Any = None
+    unread: str = ""
+    """why nothing else of it is known: calls are answered with EIO then"""
 
 
 def parse(data: bytes) -> State:
@@ -45,8 +49,43 @@ def parse(data: bytes) -> State:
             listener=list(whole["fds"]).index(_SECCOMP_FD),
             annotations=state.get("annotations"),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"no container process state: {type(error).__name__}: {error}") from None
+
+
+def read(data: bytes, fds: Sequence[int]) -> State:
+    """The state that came with these descriptors, one of which is the listener. Raises ValueError where none is.
+
+    A listener that comes with a state that cannot be read is kept all the same: were it closed, the container would run
+    on without.
+    """
+    try:
+        state = parse(data)
+        if state.listener >= len(fds) or not is_listener(fds[state.listener]):
+            raise ValueError("the descriptor that came with it is no seccomp listener")
+    except ValueError as error:
+        for at, fd in enumerate(fds):
+            if is_listener(fd):
+                return State(_UNKNOWN, 0, "", "", at, unread=str(error))
+        raise
+    return state
+
+
+def shorten(data: bytes) -> bytes:
+    """A container process state with no more in it than is used: engines put anything into annotations.
+
+    What is no such state is returned as it is.
+    """
+    try:
+        whole: Any = json.loads(data)
+        given = whole["state"]
+        state = {key: given[key] for key in ("id", "pid", "bundle") if key in given}
+        if isinstance(given.get("annotations"), dict):
+            state["annotations"] = {key: given["annotations"][key] for key in _IMAGES if key in given["annotations"]}
+        kept = {key: whole[key] for key in ("fds", "pid", "metadata") if key in whole}
+        return json.dumps({**kept, "state": state}).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return data
 
 
 def image(state: State) -> str:

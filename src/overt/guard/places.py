@@ -19,7 +19,6 @@ from overt.guard import descriptions, table
 from overt.guard.table import Mounted
 from overt.host import files
 
-RESOLVE_IN_ROOT = 0x10
 _UUID_XATTRS = ("trusted.overlay.uuid", "user.overlay.uuid")
 _PREFIX = ".overt-guard-"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -37,14 +36,21 @@ class Place(NamedTuple):
     upper: int
     """the upper directory"""
 
-    def close(self) -> None:
-        """Remove the scratch directory, if the engine has not done so, and close."""
+    def close(self) -> OSError | None:
+        """Remove the scratch directory, if the engine has not done so, and close.
+
+        Returns why it could not be removed (the disk may be dead, or read-only by now), or None.
+        """
+        why = None
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(self.name, dir_fd=self.beside)
-        finally:
-            for fd in (self.scratch, self.beside, self.upper):
-                os.close(fd)
+            os.rmdir(self.name, dir_fd=self.beside)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            why = error
+        for fd in (self.scratch, self.beside, self.upper):
+            os.close(fd)
+        return why
 
 
 def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
@@ -84,7 +90,7 @@ def _open(root: str, path: bytes) -> int:
     """A directory as a process sees it whose root is `root`; magic links are not followed, they lead out of it."""
     base = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        resolve = RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS
+        resolve = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS
         return files.openat2(base, path, _DIRECTORY, resolve=resolve)
     finally:
         os.close(base)
@@ -119,7 +125,7 @@ def _is_the_hosts(mounted: Mounted) -> bool:
     for pid in (1, os.getpid()):
         with contextlib.suppress(OSError):  # none with this number is to be seen
             for each in table.read(pid).values():
-                if each._replace(point=mounted.point) == mounted:
+                if each._replace(point=mounted.point, id=mounted.id) == mounted:
                     return True
     return False
 

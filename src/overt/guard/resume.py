@@ -5,6 +5,9 @@ nobody looks has fired. The tracepoint's buffer is the supervisor's. The listene
 wait in the kernel; those that the dead worker had taken are in the slots, and are answered from the beginning. Whether
 somebody was told is on record before the slot is free: an error can be told twice only if the worker died between the
 answer and the record, and each such slot is counted.
+
+Nothing here asks a disk anything: one that hangs or is dead, or whatever a container has done to our directory on its
+volume, must keep nobody else.
 """
 
 import errno
@@ -13,13 +16,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from overt.guard import listener
+from overt.guard import listener, opening
 from overt.guard.container import Container
 from overt.guard.overlay import Overlay
 from overt.guard.store import Entry
 from overt.guard.table import Mounted
 from overt.ledger import UpperError
-from overt.upper.eyes import Carried, superblock
+from overt.upper.eyes import Carried
 
 if TYPE_CHECKING:
     from overt.guard.agent import Agent
@@ -37,15 +40,10 @@ def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
     errors = known_errors(entries)
     if agent.trace:
         agent.trace.expect(agent.uppers.carried)
-    for device, entry in _of_kind(entries, "overlay"):
-        number, *paths, volatile = entry.value["mounted"]
-        point, upperdir, workdir = map(os.fsencode, paths)
-        overlay = Overlay(Mounted(number, point, upperdir, workdir, volatile), agent.keeper)
-        overlay.restore(agent.uppers, entry, errors)
-        agent.overlays[device] = overlay
-    for name, entry in entries.items():
-        if name.startswith("owed/"):
-            agent.overlays[int(name.split("/")[1])].hold_again(entry.fds[0], entry.value, name)
+    for name, entry in sorted(_named(entries, "overlay").items(), key=_age):
+        _take_over(agent, name, entry, errors)
+    for name, entry in _named(entries, "owed").items():
+        _hold_again(agent, name, entry)
     for number, entry in _of_kind(entries, "listener"):
         agent.add(number, entry.value.encode(), list(entry.fds))
     for slot, number, telling, attempts in agent.slots.left():
@@ -60,17 +58,52 @@ def known_errors(entries: Mapping[str, Entry]) -> dict[int, list[UpperError]]:
     errors = {
         s_dev: [UpperError(*error) for error in entry.value["errors"]] for s_dev, entry in _of_kind(entries, "upper")
     }
-    for _, entry in _of_kind(entries, "overlay"):
+    for entry in _named(entries, "overlay").values():
         account = entry.value["account"]
         number = max(account["mounted_at"], account["reached"])
-        known = errors.setdefault(superblock(entry.fds[1]), [])
+        known = errors.setdefault(entry.value["upper"], [])
         if number > (known[-1].number if known else 0):
             known.append(UpperError(number, errno.EIO, time.time(), "account", False))
     return errors
 
 
+def _take_over(agent: "Agent", name: str, entry: Entry, errors: Mapping[int, list[UpperError]]) -> None:
+    """An overlay, if it can be: one that cannot keeps nobody but who calls on it, and is tried by the next worker."""
+    number, *paths, volatile = entry.value["mounted"]
+    point, upperdir, workdir = map(os.fsencode, paths)
+    mounted = Mounted(number, point, upperdir, workdir, volatile)
+    overlay = Overlay(mounted, agent.shared, entry.value["party"], name.partition("/")[2])
+    earlier = agent.overlays.get(number)
+    if earlier is not None:  # it was about to be let go
+        opening.replace(agent, earlier)
+    agent.overlays[number] = overlay
+    try:
+        overlay.restore(entry, errors)
+    except OSError as error:
+        agent.events.say("not guarded", overlay=overlay.name, why=f"not taken over from the last worker: {error}")
+
+
+def _hold_again(agent: "Agent", name: str, entry: Entry) -> None:
+    """A description, of an overlay that there still is."""
+    device, record = name.split("/")[1:3]
+    overlay = agent.overlays.get(int(device))
+    if overlay is not None and overlay.record == f"{device}/{record}":
+        overlay.hold_again(entry.fds[0], entry.value, name)
+    else:
+        os.close(entry.fds[0])
+        agent.keeper.drop(name)
+
+
+def _age(named: tuple[str, Entry]) -> int:
+    return int(named[0].split("/")[2])
+
+
+def _named(entries: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
+    return {name: entry for name, entry in entries.items() if name.startswith(f"{kind}/")}
+
+
 def _of_kind(entries: Mapping[str, Entry], kind: str) -> list[tuple[int, Entry]]:
-    return [(int(name.split("/")[1]), entry) for name, entry in entries.items() if name.startswith(f"{kind}/")]
+    return [(int(name.split("/")[1]), entry) for name, entry in _named(entries, kind).items()]
 
 
 def _take_up(agent: "Agent", slot: int, guarded: Container | None, telling: int, attempts: int) -> None:

@@ -4,8 +4,8 @@ The worker sends, over one SOCK_SEQPACKET pair, what the next worker will need. 
 whatever becomes of the sender; so `put` needs no answer. The next worker is a fork and finds the entries in its memory.
 
     listener/N   the OCI process state, and the listener      (put by the supervisor itself)
-    upper/DEV    errors, and the eyes' descriptors            overlay/DEV  its account, and its directories
-    owed/N       an open file description that is yet to be told
+    upper/DEV    errors, and the eyes' descriptors            overlay/DEV/TIME  its account, and its directories
+    owed/DEV/TIME/N   an open file description that is yet to be told
 
 The names, and what is in an entry, are the worker's business.
 """

@@ -25,17 +25,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from overt.events import Events
+from overt.guard import container
 from overt.guard.agent import Agent
 from overt.guard.slots import Slots
 from overt.guard.store import MESSAGE, MOST_FDS, Store
 from overt.host import memory, process
+from overt.host.marks import Marks
 from overt.upper.trace import Trace
 
 CAPABILITIES = {"dac_override", "dac_read_search", "fowner", "sys_admin", "sys_ptrace"}
 """kept: to reach uppers, to mount the probes there, and to look at containers' descriptors"""
 _CREDENTIALS = struct.Struct("=iII")
-_STATE = 1 << 16
+_STATE = 1 << 20
 """bytes of a container process state, at most"""
+_KEPT = 1 << 16
+"""bytes of what is used of it, at most"""
 _PATIENCE = 10.0
 """seconds for a runtime to say what it has to say"""
 _MOST_CALLERS = 4096
@@ -53,6 +57,8 @@ class _Caller:
         self.connection = connection
         self.data = bytearray()
         self.fds: list[int] = []
+        self.heard = False
+        """its listener is taken, and what else it says is of no interest"""
         self.deadline = time.monotonic() + _PATIENCE
 
     def drop(self) -> None:
@@ -77,6 +83,7 @@ class Supervisor:
         self.store = Store()
         self.slots = Slots()
         self.trace: Trace | None = None
+        self.marks: Marks | None = None
         self.workers = 0
         self._callers: dict[int, _Caller] = {}
         self._poll = select.poll()  # not select(2), which takes no descriptor above 1023
@@ -104,6 +111,10 @@ class Supervisor:
             self.trace = Trace()
         except OSError as error:
             events.say("no tracepoint", why=str(error))
+        try:
+            self.marks = Marks()
+        except OSError as error:
+            events.say("no marks", why=f"{error}: overlays cannot be told apart, and every syncfs on one is EIO")
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -127,6 +138,8 @@ class Supervisor:
             path.unlink(missing_ok=True)
         if self.trace:
             self.trace.close()
+        if self.marks:
+            self.marks.close()
 
     def _signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:
@@ -162,7 +175,7 @@ class Supervisor:
             self._socket.close()
             for caller in self._callers.values():
                 caller.drop()
-            agent = Agent(pair, self._status, self.slots, self.trace, self.events, self.workers, self.blame)
+            agent = Agent(pair, self._status, self.slots, self.trace, self.marks, self.events, self.workers, self.blame)
             signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())
@@ -266,27 +279,44 @@ class Supervisor:
     def _listen_to(self, caller: _Caller) -> None:
         """Take what a runtime says, until it is whole: some runtimes close the connection when the container ends."""
         try:
-            data, fds, _, _ = socket.recv_fds(caller.connection, _STATE, MOST_FDS)
+            data, fds, _, _ = socket.recv_fds(caller.connection, _KEPT, MOST_FDS)
             caller.data += data
             caller.fds += fds
         except BlockingIOError:
             data = b" "
         except OSError:
             data = b""
+        if len(caller.data) > _STATE and caller.fds and not caller.heard:
+            self._keep(caller, b"")
+        if caller.heard:
+            caller.data.clear()
         bad = len(caller.data) > _STATE or len(caller.fds) > MOST_FDS or time.monotonic() > caller.deadline
-        if data and not bad and not (caller.fds and _is_whole(caller.data)):
+        if data and not bad and not (caller.fds and not caller.heard and _is_whole(caller.data)):
             return
         del self._callers[caller.connection.fileno()]
         self._poll.unregister(caller.connection)
-        if bad or not caller.fds:
+        if caller.heard:
+            caller.drop()
+        elif bad or not caller.fds:
             self.events.say("refused", why=f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime")
             caller.drop()
-            return
-        caller.connection.close()
+        else:
+            self._keep(caller, container.shorten(bytes(caller.data)))
+            caller.connection.close()
+
+    def _keep(self, caller: _Caller, state: bytes) -> None:
+        """Take a container's listener; with an empty state, of which the worker can make nothing, if it is too large.
+
+        Not to take it would close it, and have the container run on without.
+        """
+        if not state or len(state) > _KEPT:
+            self.events.say("state too large", bytes=len(caller.data))
+            state = b""
         self._number += 1
         name = f"listener/{self._number}"
-        self.store.put(name, caller.data.decode(errors="replace"), caller.fds)
+        self.store.put(name, state.decode(errors="replace"), caller.fds)
         self._unsent.append((self._number, name))
+        caller.fds, caller.heard = [], True
 
     def _hand_over(self, worker: socket.socket) -> None:
         """Give new containers to the worker, as far as it takes them now."""

@@ -30,6 +30,8 @@ class Mounted(NamedTuple):
     """of an overlay, as whoever mounted it said; empty: nothing can be written to it"""
     workdir: bytes
     volatile: bool
+    id: int = 0
+    """the mount's, which no other has had or will have (STATX_MNT_ID_UNIQUE); 0 where it was not asked for"""
 
     @property
     def lies(self) -> bool:
@@ -116,7 +118,7 @@ class Table:
             return False
         if len(self._known) >= _MOST:
             self._known.clear()
-        self._known[mount] = found
+        self._known[mount] = found._replace(id=mount)
         return True
 
     def device_of(self, place: bytes, tid: int, walk: "Walk | None" = None) -> int:

@@ -1,0 +1,212 @@
+"""Overlays come and go: whose a mount is, when its account is opened, and when it has ended.
+
+    a container comes       an account for each overlay that it sees (`look_around`)
+    a call on a mount       of an overlay that is known for this container: nothing of this is needed
+    that is new to us       else it is opened, or recognised, on a thread of its own, for all who call meanwhile
+    the superblock ends     its number may be the next one's: whoever comes with a new mount asks the marks, and the
+                            agent looks every few seconds (`bury`)
+    the last container      that has it ends (`leave`)
+
+An overlay answers nobody any more before another one may be made with its number, and what is kept of it for the next
+worker is dropped before the other is marked: else that worker would take the other's mark for this one's.
+"""
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from overt.guard import anchor, container, places, table
+from overt.guard.container import Container
+from overt.guard.overlay import Caller, Ended, Overlay
+from overt.guard.slots import Notification
+from overt.guard.table import Mounted
+from overt.host import files
+
+if TYPE_CHECKING:
+    from overt.guard.agent import Agent
+
+_MOST_OPENING = 64
+"""overlays of one container that are being opened, a thread each: its upper may be a server that never answers"""
+_ATTEMPTS = 8
+"""overlays that may end while a container's is opened"""
+
+
+def look_around(agent: "Agent", guarded: Container) -> None:
+    """Open accounts for the overlays that a new container sees: errors count from its start."""
+    pid = guarded.state.pid
+    try:
+        agent.table.mount_of(b"/proc/%d/root" % pid, (pid,))  # while it is seen: it may chroot
+        mounts = [each for each in table.read(pid).values() if each.lies]
+    except OSError:  # it has ended already
+        return
+    for device in {each.device for each in mounts}:
+        same = [each for each in mounts if each.device == device]
+        try:
+            _open(agent, guarded, same)
+        except ProcessLookupError:  # it has ended meanwhile
+            return
+        except OSError as error:
+            name = os.fsdecode(same[0].upperdir)
+            agent.events.say("not guarded", container=guarded.state.id, overlay=name, why=str(error))
+    guarded.image = container.image(guarded.state)
+
+
+def _open(agent: "Agent", guarded: Container, mounts: Iterable[Mounted]) -> None:
+    """Open an overlay by the first of its mounts that can be come to. OSError."""
+    pid = guarded.state.pid
+    why: OSError | None = None
+    for mounted in mounts:
+        try:
+            held = anchor.of_mount(pid, mounted, agent.table)
+        except OSError as error:
+            why = error
+            continue
+        try:
+            for _ in range(_ATTEMPTS):
+                each = use(agent, guarded, held.mounted)
+                try:
+                    each.open(held, [pid])
+                    return
+                except Ended:
+                    replace(agent, each)
+        finally:
+            held.close()
+    raise why or OSError(errno.EAGAIN, "overlays come and go too fast")
+
+
+def use(agent: "Agent", guarded: Container, mounted: Mounted) -> Overlay:
+    """The overlay with this mount's number, noted as used by a container. OSError if that has ended, or has too many.
+
+    Whether it is this mount's is for `Overlay.open` to say.
+    """
+    with agent.lock:
+        if guarded.closed:
+            raise ProcessLookupError(errno.ESRCH, "the container has ended")
+        each = agent.overlays.get(mounted.device)
+        if mounted.device not in guarded.devices and len(guarded.devices) >= agent.shared.room.overlays:
+            raise OSError(errno.EMFILE, "the container has too many overlays")
+        if each is None:
+            each = agent.overlays[mounted.device] = Overlay(mounted, agent.shared, guarded.state.id)
+        each.users.add(guarded.number)
+        guarded.devices.add(mounted.device)
+        return each
+
+
+def open_first(agent: "Agent", guarded: Container, slot: int, call: Notification, mounted: Mounted) -> None:
+    """The call is the first that we hear of this mount: its overlay was mounted later, or is not opened yet. OSError"""
+    each = use(agent, guarded, mounted)
+    if each.callers and each.marked and each.mounted.id != mounted.id and each.has_ended():
+        replace(agent, each)  # and whoever opens it may wait for its disk
+        each = use(agent, guarded, mounted)
+    with agent.lock:
+        opening = bool(each.callers)
+        if not opening and guarded.opening >= _MOST_OPENING:
+            raise OSError(errno.EAGAIN, f"{_MOST_OPENING} others are being opened")
+        each.callers.append((guarded, slot, call, mounted))
+        guarded.opening += not opening
+    if not opening:
+        agent.apart(_open_for_all, agent, each, guarded)
+
+
+def _open_for_all(agent: "Agent", each: Overlay, first: Container) -> None:
+    """Open an overlay, which may take any time, for all who call meanwhile."""
+    came_to: dict[int, Exception | None] = {}  # by mount
+    callers: list[Caller] = []
+    while not callers:
+        with agent.lock:
+            left = next((caller for caller in each.callers if caller[3].id not in came_to), None)
+            if left is None:
+                callers, each.callers = each.callers, []
+                first.opening -= 1
+        if left is not None:
+            came_to[left[3].id] = _open_for(agent, each, left)
+    if any(isinstance(why, Ended) for why in came_to.values()):
+        replace(agent, each)
+    for guarded, slot, call, mounted in callers:
+        why = came_to[mounted.id]
+        if why is None:
+            agent.flush(each, guarded, slot, call)
+        elif isinstance(why, Ended):
+            agent.begin_again(guarded, slot, call)
+        else:
+            agent.not_guarded(guarded, slot, call, each.name, str(why))
+
+
+def _open_for(agent: "Agent", each: Overlay, caller: Caller) -> Exception | None:
+    guarded, _, call, mounted = caller
+    try:
+        held = anchor.of_descriptor(call.tid, call.argument, mounted)
+        try:
+            uuid = places.uuid_by(call.tid, call.argument, lambda at: files.whereabouts(at).mount == mounted.id)
+            each.open(held, [call.tid, guarded.state.pid], uuid)
+        finally:
+            held.close()
+    except (OSError, Ended) as error:
+        return error
+    except Exception as error:
+        agent.events.crash("opening an overlay")
+        return error
+    return None
+
+
+def of_number(agent: "Agent", device: int) -> Overlay | None:
+    """The overlay of a file on a mount that nobody sees, by its st_dev, or None. OSError if it is not open yet."""
+    each = agent.overlays.get(device)
+    if each is None:
+        return None
+    if each.account is None:
+        raise OSError(errno.EAGAIN, "its upper is not found yet")
+    return None if each.has_ended() else each
+
+
+def replace(agent: "Agent", each: Overlay) -> None:
+    """Let go of an overlay that has ended; another one may be made with its number when this returns."""
+    each.retire()
+    with agent.lock:
+        if agent.overlays.get(each.device) is each:
+            del agent.overlays[each.device]
+            for number in each.users & agent.containers.keys():
+                agent.containers[number].devices.discard(each.device)
+    agent.apart(_let_go, agent, each)
+
+
+def leave(agent: "Agent", guarded: Container) -> None:
+    """A container has ended: let go of the overlays that no other has."""
+    with agent.lock:
+        found = [agent.overlays[device] for device in guarded.devices if device in agent.overlays]
+        for each in found:
+            each.users.discard(guarded.number)
+        unused = [each for each in found if not each.users]
+    for each in unused:
+        agent.apart(_end, agent, each)
+
+
+def _end(agent: "Agent", each: Overlay) -> None:
+    if not each.users:  # who comes now, comes too late, and has another one made
+        replace(agent, each)
+
+
+def bury(agent: "Agent") -> None:
+    """Let go of the overlays whose superblocks have ended."""
+    with agent.lock:
+        marked = [each for each in agent.overlays.values() if each.marked]
+    if marked and agent.shared.marks is not None:
+        left = agent.shared.marks.left()  # those that are marked by now, and may have ended since
+        for each in marked:
+            if each.device not in left:
+                replace(agent, each)
+
+
+def _let_go(agent: "Agent", each: Overlay) -> None:
+    upper = each.upper
+    why = None
+    try:
+        why = each.close()
+    finally:
+        if upper is not None and not upper.ledger.accounts:
+            agent.shared.records.drop(upper)
+            with agent.lock:
+                agent.crowds.pop(upper.s_dev, None)
+    if why is not None:
+        agent.events.say("left behind", overlay=each.name, why=str(why))
