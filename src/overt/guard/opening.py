@@ -178,13 +178,10 @@ def leave(agent: "Agent", guarded: Container) -> None:
         for each in found:
             each.users.discard(guarded.number)
         unused = [each for each in found if not each.users]
+        for each in unused:
+            each.deserted = True
     for each in unused:
-        agent.apart(_end, agent, each)
-
-
-def _end(agent: "Agent", each: Overlay) -> None:
-    if not each.users:  # who comes now, comes too late, and has another one made
-        replace(agent, each)
+        agent.apart(replace, agent, each)
 
 
 def bury(agent: "Agent") -> None:

@@ -84,6 +84,8 @@ class Overlay:
         self.incomplete = False
         """whether open descriptions that are owed an error may not be in `held`"""
         self.marked = False
+        self.deserted = False
+        """its last container has ended: who comes now, comes too late, and has another one made"""
         self.lock = threading.Lock()
         self.door = threading.Lock()
         self.record = record or f"{self.device}/{time.monotonic_ns()}"
@@ -103,7 +105,7 @@ class Overlay:
         """
         mounted = anchor.mounted
         with self.door:
-            if self._closed or (self.marked and self.has_ended()):
+            if self._closed or self.deserted or (self.marked and self.has_ended()):
                 raise Ended
             if self._lost is not None:
                 raise self._lost
