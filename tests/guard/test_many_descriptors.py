@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from overt.guard.room import Room
+from overt.host import mounts
 
 from .ground import EIO, Ground, Guard, wait_until
-from .member import member, new_syncfs, overlay, syncfs
+from .member import member, new_syncfs, overlay, syncfs, tmpfs
 
 pytestmark = pytest.mark.root
 
@@ -75,6 +76,37 @@ def test_what_is_not_all_known_is_on_record_for_the_next_worker(bare: Ground) ->
         assert greedy.do(new_syncfs, volume / "merged") == EIO
         guard.kill_worker()
         assert greedy.do(ask, 300, seconds=60) == {EIO: 300}
+
+
+def mount_all(at: Path, count: int) -> list[int]:
+    """Overlays on a tmpfs, which stay: what syncfs on each returns."""
+    tmpfs(at)
+    answers = []
+    for number in range(count):
+        overlay(at / str(number))
+        answers.append(new_syncfs(at / str(number) / "merged"))
+    return answers
+
+
+def unmount_all(at: Path, count: int) -> None:
+    for number in range(count):
+        mounts.umount(str(at / str(number) / "merged"))
+
+
+def test_who_mounts_many_overlays_gets_errors_for_those_that_are_too_many(bare: Ground, tmp_path: Path) -> None:
+    guard = bare.guard = Guard(bare.base / "guard", prefix=LIMIT)
+    most = Room(1024).overlays
+    container = bare.container()
+    at = tmp_path / "theirs"
+    at.mkdir()
+    with member(bare, "greedy") as greedy:
+        answers = greedy.do(mount_all, at, most + 10)
+        assert (answers[0], answers[most:], set(answers)) == (0, [EIO] * 10, {0, EIO})
+        assert container.new_syncfs() == 0
+        assert bare.container().new_syncfs() == 0
+        greedy.do(unmount_all, at, most + 10)
+        assert greedy.do(mount_all, at, 3) == [0, 0, 0]
+    assert (guard.status()["crashes"], guard.events("worker ended")) == (0, [])
 
 
 def test_each_container_has_a_share_and_some_room_is_left() -> None:

@@ -80,11 +80,14 @@ def use(agent: "Agent", guarded: Container, mounted: Mounted) -> Overlay:
 
     Whether it is this mount's is for `Overlay.open` to say.
     """
+    most = agent.shared.room.overlays
+    if mounted.device not in guarded.devices and len(guarded.devices) >= most:
+        bury(agent)  # it may have unmounted some just now
     with agent.lock:
         if guarded.closed:
             raise ProcessLookupError(errno.ESRCH, "the container has ended")
         each = agent.overlays.get(mounted.device)
-        if mounted.device not in guarded.devices and len(guarded.devices) >= agent.shared.room.overlays:
+        if mounted.device not in guarded.devices and len(guarded.devices) >= most:
             raise OSError(errno.EMFILE, "the container has too many overlays")
         if each is None:
             each = agent.overlays[mounted.device] = Overlay(mounted, agent.shared, guarded.state.id)
