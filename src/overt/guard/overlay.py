@@ -131,11 +131,15 @@ class Overlay:
         try:
             upper = self._shared.uppers.get(place.beside, place.scratch)
             account = upper.attach(self.name, volatile=False)
+            try:
+                self._shared.records.keep(upper)  # a record of an overlay is no use without
+            except BaseException:
+                upper.detach(account)
+                raise
         except BaseException:
             place.close()
             raise
         self.upper = upper
-        self._shared.records.keep(upper)  # a record of an overlay is no use without
         with self.lock:
             if not self._closed:
                 self._place = place
@@ -154,8 +158,8 @@ class Overlay:
     def restore(self, entry: Entry, errors: Mapping[int, list[UpperError]]) -> None:
         """Go on with what another worker has left; `errors` of uppers' ledgers, by superblock.
 
-        Where that fails it raises OSError, and whoever calls is told of that, again and again: who was owed an error is
-        not known any more.
+        Where that fails, with an OSError or in a way that it must not, whoever calls gets EIO, again and again: who was
+        owed an error is not known any more.
         """
         self.marked = True
         place = self._place = Place(entry.fds[0], entry.fds[1], entry.value["scratch"], entry.fds[2])
@@ -166,6 +170,9 @@ class Overlay:
             account = upper.resume(self.name)
         except OSError as error:
             self._lost = error
+            raise
+        except Exception as error:
+            self._lost = OSError(errno.EIO, repr(error))
             raise
         for name, value in entry.value["account"].items():
             setattr(account, name, value)
@@ -237,12 +244,14 @@ class Overlay:
     def hold_again(self, fd: int, since: int, name: str) -> None:
         """Hold a description as another worker did."""
         told = name.endswith(_TOLD)
-        if not self._shared.room.take(self.party, told=told):
-            self.incomplete = True
-        elif self.held.add(fd, Description(since), name):
-            return
-        else:
+        added = None
+        if self._shared.room.take(self.party, told=told):
+            with contextlib.suppress(OSError):
+                added = self.held.add(fd, Description(since), name)
+            if added:
+                return
             self._shared.room.give(self.party, told=told)
+        self.incomplete |= added is None
         os.close(fd)
 
     def hold(self, tid: int, fd: int, is_right: Callable[[bytes], bool], since: int, *, told: bool = False) -> bool:

@@ -45,7 +45,10 @@ def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
     for name, entry in _named(entries, "owed").items():
         _hold_again(agent, name, entry)
     for number, entry in _of_kind(entries, "listener"):
-        agent.add(number, entry.value.encode(), list(entry.fds))
+        try:
+            agent.add(number, entry.value.encode(), list(entry.fds))
+        except Exception:  # the others are to be guarded all the same
+            agent.events.crash(f"taking over listener {number}")
     for slot, number, telling, attempts in agent.slots.left():
         _take_up(agent, slot, agent.containers.get(number), telling, attempts)
 
@@ -81,6 +84,8 @@ def _take_over(agent: "Agent", name: str, entry: Entry, errors: Mapping[int, lis
         overlay.restore(entry, errors)
     except OSError as error:
         agent.events.say("not guarded", overlay=overlay.name, why=f"not taken over from the last worker: {error}")
+    except Exception:
+        agent.events.crash("taking over an overlay")
 
 
 def _hold_again(agent: "Agent", name: str, entry: Entry) -> None:
