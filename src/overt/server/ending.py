@@ -14,16 +14,25 @@ To a plain fuse server nothing is said, and nothing after the connection was abo
 mount is closed, and nobody waits for it.
 """
 
+import errno
+import os
 import threading
+import time
 from typing import Any
 
 from overt.fuse.request import Request
+from overt.host import mounts
 from overt.server import report
 from overt.server.identity import become_myself
 from overt.server.mount import Mount
 
 PATIENCE = 60.0
 """seconds in which the disk has to answer"""
+LAST_SERVED = 10.0
+"""seconds for a mount to be closed with which the kernel is done"""
+_GOODBYE = 0.2
+"""seconds for the kernel to be done with a mount that was taken down, if it is nowhere else"""
+_PAUSE = 1e-3
 
 
 def destroy(mount: Mount, request: Request) -> bytes | None:
@@ -69,3 +78,50 @@ def conclude(mount: Mount) -> dict[str, Any]:
             aborted = mount.kind == "fuseblk" and not mount.destroyed
             mount.events.say("aborted" if aborted else "unmounted", **mount.record)
         return mount.record
+
+
+def is_covered(mount: Mount) -> bool:
+    """Whether something else is mounted over it, which umount(2) would take away instead."""
+    try:
+        return os.stat(mount.target).st_dev != mount.device
+    except OSError:  # its own error: the connection was aborted, or the upper has shut down
+        return False
+
+
+def is_over(mount: Mount) -> bool:
+    """Whether the kernel is done with a mount that was taken down, or is in a moment: it may be somewhere else, too."""
+    ours = mount.reopening is not None or mount.settling.locked()  # then we ourselves have it somewhere
+    deadline = time.monotonic() + (LAST_SERVED if ours else _GOODBYE)
+    while not mount.destroyed and not mount.gone:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def take_down(mount: Mount) -> None:
+    """Unmount it, unless somebody else was quicker. OSError."""
+    with mount.leaving:
+        if mount.placed and not mount.destroyed:
+            if mount.hurried:
+                raise OSError(errno.EBUSY, "the server is ending", mount.target)
+            try:
+                _umount(mount)
+            except OSError:
+                if not is_over(mount):
+                    raise
+        mount.placed = False
+
+
+def _umount(mount: Mount) -> None:
+    """umount(2); while an error is being put on the mount's cursor we are the ones who keep it busy."""
+    if is_covered(mount):
+        raise OSError(errno.EBUSY, "something else is mounted over it: unmount that first", mount.target)
+    try:
+        mounts.umount(mount.target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        with mount.settling:  # not held across umount(2), which may have to wait for an error to be carried over
+            pass
+        mounts.umount(mount.target)

@@ -109,6 +109,7 @@ def serve(
 
     threading.Thread(target=begin, daemon=True).start()
     engine.run()
+    service.abort()
     control.close()
     own.unlink(missing_ok=True)
     service.uppers.close()

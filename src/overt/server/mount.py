@@ -180,6 +180,8 @@ class Mount:
         """the request with which it said so, while that is to be answered"""
         self.hurried = False
         """whether nobody who unmounts it is to be kept any more"""
+        self.leaving = threading.Lock()
+        """held by the one thread of this server that unmounts it"""
         self.ending = threading.Lock()
         """held while `record` is being made"""
         self.record: dict[str, Any] | None = None

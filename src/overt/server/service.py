@@ -1,8 +1,8 @@
 """Mounts made, listed and ended in one process: what the command line and the control socket ask for."""
 
 import contextlib
-import errno
 import json
+import math
 import os
 import threading
 import time
@@ -17,7 +17,7 @@ from overt.ledger import UpperError
 from overt.overlay.options import OptionError, Options
 from overt.server import data, registry, report
 from overt.server.connect import connect
-from overt.server.ending import conclude, last_flush
+from overt.server.ending import LAST_SERVED, conclude, is_covered, is_over, last_flush, take_down
 from overt.server.engine import Engine
 from overt.server.handlers import TABLE
 from overt.server.indexing import open_index
@@ -42,11 +42,6 @@ from overt.upper import Upper, Uppers
 
 _START = 10.0
 """seconds for the kernel to begin to talk"""
-_LAST_SERVED = 10.0
-"""seconds for a mount to be closed with which the kernel is done"""
-_GOODBYE = 0.2
-"""seconds for the kernel to be done with a mount that was taken down, if it is nowhere else"""
-_PAUSE = 1e-3
 _CLOSING = 60.0
 """seconds in which everything is unmounted, when the server ends"""
 _WORKERS = 16
@@ -73,6 +68,10 @@ class Service:
         self.empty = threading.Event()
         """set while there is no mount"""
         self.empty.set()
+        self._until = math.inf
+        """when everything has to be unmounted; finite once the server is to end"""
+        self._deaf = False
+        """whether nobody reads requests any more"""
 
     # Mounting
 
@@ -88,6 +87,7 @@ class Service:
         target = os.path.realpath(target)
         with self._made(options, target) as (mount, fd):
             mount.registered = registry.enter(mount.device, target)
+            self._refuse_at_the_end()
             try:
                 mounts.attach(fd, target)
             except OSError as error:
@@ -125,8 +125,10 @@ class Service:
                 base = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount.tree.work)
             mount.end()
         mount.record = {"mount": mount.target, "verdict": "never mounted"}  # nobody can have written anything
+        if self._deaf:
+            self._abort(mount)
         os.close(fd)  # the kernel then ends the connection, and the engine closes the mount
-        self._wait_until_gone(mount, _LAST_SERVED)
+        self._wait_until_gone(mount, LAST_SERVED)
         if base >= 0:
             try:
                 if mount not in self.mounts:
@@ -138,7 +140,12 @@ class Service:
         with self._changed:
             self._changed.wait_for(lambda: mount not in self.mounts, patience)
 
+    def _refuse_at_the_end(self) -> None:
+        if self._until < math.inf:
+            raise Refusal("mount: the server is ending")
+
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
+        self._refuse_at_the_end()
         if not options.user_xattr and process.in_user_namespace():
             # As for kernel overlayfs: trusted xattrs are not to be had there.
             try:
@@ -293,23 +300,23 @@ class Service:
         return self._unmount(found[-1])
 
     def _unmount(self, mount: Mount) -> dict[str, Any]:
-        if mount.destroyed or not mount.begin():  # somebody else was quicker
-            record = conclude(mount)
-            self._wait_until_gone(mount, _LAST_SERVED)
-            return record
-        try:
-            report.flush(mount)  # so that little is left for the one that counts, for which others have to wait
-            _take_down(mount)
-            mount.placed = False
-            over = _is_over(mount)
-            if over:
-                record = conclude(mount)  # nobody can write any more
-        finally:
-            mount.end()
+        if mount.begin():
+            try:
+                if not mount.destroyed:
+                    report.flush(mount)  # so that little is left for the one that counts, for which others have to wait
+                take_down(mount)
+                over = is_over(mount)
+                if over:
+                    record = conclude(mount)  # nobody can write any more
+            finally:
+                mount.end()
+        else:  # the kernel is done with it, or its connection was aborted
+            take_down(mount)
+            over, record = True, conclude(mount)
         registry.remove(mount.registered)
         if not over:
             return self._left(mount)
-        self._wait_until_gone(mount, _LAST_SERVED)  # who mounts the same directories again should not find them in use
+        self._wait_until_gone(mount, LAST_SERVED)  # who mounts the same directories again should not find them in use
         return record
 
     def _left(self, mount: Mount) -> dict[str, Any]:
@@ -330,43 +337,66 @@ class Service:
 
         A disk that does not answer keeps nobody from unmounting what is on another one, and us for a while only.
         """
+        self._until = time.monotonic() + _CLOSING
         live = list(self.mounts)
         problems: list[str] = []
-        uppers = {mount.upper for mount in live}
-        threads = [
-            threading.Thread(target=self._close, args=([mount for mount in live if mount.upper is upper], problems))
-            for upper in uppers
-        ]
-        deadline = time.monotonic() + _CLOSING
-        for thread in threads:
-            thread.daemon = True
-            thread.start()
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in threads):
+        if not self._for_each_upper(live, lambda own: self._close(own, problems)):
             problems += [f"{mount.target}: no answer from its disk: may be lost" for mount in live if mount.placed]
         return problems
 
     def let_go(self) -> None:
-        """Answer whoever unmounts: the server is about to end."""
-        for mount in list(self.mounts):
+        """Make the last flush of what is still in use, and answer whoever unmounts: the server is about to end."""
+        left = list(self.mounts)
+
+        def flush(own: list[Mount]) -> None:
+            for mount in own:
+                last_flush(mount)
+
+        self._for_each_upper(left, flush)
+        for mount in left:
             mount.hurry()
+
+    def _for_each_upper(self, live: list[Mount], act: Callable[[list[Mount]], None]) -> bool:
+        """Have `act` called with the mounts on each upper, a thread each; whether that was done in time."""
+        threads = [
+            threading.Thread(target=act, args=([mount for mount in live if mount.upper is upper],), daemon=True)
+            for upper in {mount.upper for mount in live}
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, self._until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def abort(self) -> None:
+        """End the connections that are left: nobody reads any more, and a thread of ours may wait for an answer."""
+        self._deaf = True
+        for mount in list(self.mounts):
+            self._abort(mount)
+
+    def _abort(self, mount: Mount) -> None:
+        if mount.kind == "fuseblk" and not mount.destroyed and not mount.gone:  # its number is not another's yet
+            try:
+                abort(mount.device)
+            except OSError as error:
+                self.events.say("not aborted", mount=mount.target, why=str(error))
 
     def _close(self, own: list[Mount], problems: list[str]) -> None:
         """Unmount all that is on one upper."""
         for mount in own:
             try:
-                if mount.destroyed or mount.gone:
+                if mount.destroyed:
                     conclude(mount)
-                elif mount.placed and os.path.ismount(mount.target):
+                elif mount.placed and (mount.gone or os.path.ismount(mount.target)):
                     self._unmount(mount)
                 else:  # somebody moved it into another namespace: its users will find the server gone
                     self._left(mount)
             except OSError as error:
                 problems.append(f"{mount.target}: {error}: detached while in use")
-                if not _is_covered(mount):
+                if not is_covered(mount):
                     with contextlib.suppress(OSError):  # said above
                         mounts.umount(mount.target, mounts.MNT_DETACH)
+                self._left(mount)
 
     # What happens
 
@@ -435,36 +465,3 @@ class Service:
     def history(self) -> str:
         """The events kept, one JSON object a line."""
         return "\n".join(json.dumps(entry) for entry in list(self.events.record))
-
-
-def _is_covered(mount: Mount) -> bool:
-    """Whether something else is mounted over it, which umount(2) would take away instead."""
-    try:
-        return os.stat(mount.target).st_dev != mount.device
-    except OSError:  # its own error: the connection was aborted, or the upper has shut down
-        return False
-
-
-def _is_over(mount: Mount) -> bool:
-    """Whether the kernel is done with a mount that was taken down, or is in a moment: it may be somewhere else, too."""
-    ours = mount.reopening is not None or mount.settling.locked()  # then we ourselves have it somewhere
-    deadline = time.monotonic() + (_LAST_SERVED if ours else _GOODBYE)
-    while not mount.destroyed and not mount.gone:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_PAUSE)
-    return True
-
-
-def _take_down(mount: Mount) -> None:
-    """umount(2); while an error is being put on the mount's cursor we are the ones who keep it busy."""
-    if _is_covered(mount):
-        raise OSError(errno.EBUSY, "something else is mounted over it: unmount that first", mount.target)
-    try:
-        mounts.umount(mount.target)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        with mount.settling:  # not held across umount(2), which may have to wait for an error to be carried over
-            pass
-        mounts.umount(mount.target)
