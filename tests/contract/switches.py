@@ -457,6 +457,38 @@ def last_flush() -> None:
     report.flush = lambda mount, seconds=None: real(mount) if seconds is None else None
 
 
+def slow_flush(seconds: str) -> None:
+    """A flush for somebody who unmounts takes so long: time in which others can come."""
+    import time
+
+    from overt.server import report
+
+    real = report.flush
+
+    def flush(mount, patience=None):
+        time.sleep(float(seconds))
+        return real(mount, patience)
+
+    report.flush = flush
+
+
+def slow_connect(seconds: str) -> None:
+    """It takes so long to make a mount, but the first."""
+    import time
+
+    from overt.server import service
+
+    real, made = service.connect, []
+
+    def connect(options):
+        if made:
+            time.sleep(float(seconds))
+        made.append(options)
+        return real(options)
+
+    service.connect = connect
+
+
 def unmounting() -> None:
     """Little time to wait for the disk when the kernel says goodbye: a parameter."""
     from overt.server import ending
