@@ -103,13 +103,18 @@ def test_what_is_in_use_when_the_server_ends_is_flushed_and_has_a_verdict(server
 
 def test_an_unmount_that_comes_too_late_does_not_keep_the_server(servers: Servers) -> None:
     """Its thread would be in umount(2), whose goodbye nobody reads any more: for ever, and every sync(2) with it."""
-    server = servers.start("closing,slow_flush:4")
+    server = servers.start("closing,slow_flush:6")
     with open_scene("ext4", server) as scene:
         overlay = scene.overlay()
+        device = os.stat(overlay.target).st_dev
         ours = Umount(overlay)
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: has_ended(server.pid), "the server ends", 20)
+        try:
+            wait_until(lambda: has_ended(server.pid), "the server ends", 20)
+        except AssertionError:
+            abort(device)
+            raise
         server.process.wait(5)
         assert ours.result()[0] == 1
         scene.overlays.remove(overlay)
