@@ -58,6 +58,31 @@ def test_the_same_file_failing_again_is_named(ext4: Scene) -> None:
     assert (record["verdict"], record["files"]) == ("lost", [f"/later-{attempt}"])
 
 
+def test_the_same_file_failing_again_is_named_when_nobody_has_asked_in_between(ext4: Scene) -> None:
+    """All that has failed is seen at one look then: a number that was another's first is this file's at last."""
+    overlay = ext4.overlay()
+    fds = [overlay.write("other")]
+    ext4.close(overlay.lose())
+    number = os.stat(overlay.upper / "victim").st_ino
+    os.unlink(overlay.target / "victim")
+    time.sleep(0.1)
+    for attempt in range(20):
+        fds.append(overlay.write(f"later-{attempt}", data=b"x"))
+        if os.stat(overlay.upper / f"later-{attempt}").st_ino == number:
+            break
+        ext4.close(fds.pop())
+        time.sleep(0.1)
+    else:
+        pytest.fail("the number was not used again")
+    os.pwrite(fds[-1], ext4.page, 0)
+    ext4.fail()
+    for fd in fds:
+        ext4.close(fd)
+    record = overlay.umount()
+    assert (record["verdict"], record["errors"]) == ("lost", 1)
+    assert (record["files"], record["perhaps_more"]) == ([f"/later-{attempt}", "/other"], False)
+
+
 def test_on_btrfs_with_subvolumes_a_number_is_not_enough(stage: Stage) -> None:
     scene = stage("btrfs")
     targets = []

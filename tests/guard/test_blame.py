@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from overt.guard import victims
 from overt.guard.container import image, parse
+from overt.host.files import birth_time
+from overt.host.libc import AT_FDCWD
 from overt.upper.upper import Failed
 
 from .ground import EIO, SOURCE, Container, Ground, fail, wait_until
@@ -129,6 +133,19 @@ def test_of_a_file_that_has_failed_before_it_was_this_containers_all_are_told(bl
     assert [bystander.new_syncfs(), again.new_syncfs()] == [EIO, EIO]
 
 
+def test_so_they_are_where_both_are_seen_at_one_look(tmp_path: Path) -> None:
+    """Nobody has asked in between: the number was another file's at the first event, and is this one's at the last."""
+    (tmp_path / "victim").touch()
+    st = os.stat(tmp_path / "victim")
+    born = birth_time(AT_FDCWD, os.fsencode(tmp_path / "victim"))
+    assert born is not None
+    at = born - (time.time() - time.monotonic())
+    overlay = Mock(upper=Mock(s_dev=st.st_dev), upper_directory=lambda: os.open(tmp_path, os.O_RDONLY))
+    for first, owners in ((at - 9, None), (at + 4, {overlay})):
+        failed = {st.st_ino: Failed(1, first, at + 5)}
+        assert victims.owners(failed, victims.find([overlay], failed, 10)) == owners
+
+
 def test_without_blame_all_are_told_and_the_file_is_named(guarded: Ground) -> None:
     containers = three(guarded)
     containers[1].lose()
@@ -143,7 +160,7 @@ def test_without_blame_all_are_told_and_the_file_is_named(guarded: Ground) -> No
 def test_no_owner_is_certain_of_what_is_not_found_or_not_known() -> None:
     assert victims.owners(None, {}) is None
     assert victims.owners({}, {}) is None
-    assert victims.owners({1: Failed(1, 0.0)}, {}) is None
+    assert victims.owners({1: Failed(1, 0.0, 0.0)}, {}) is None
 
 
 @pytest.mark.parametrize(

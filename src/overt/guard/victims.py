@@ -5,7 +5,8 @@ so these are looked through for the inodes, each with everything below it. The a
 those whose file it was not (`--blame owner`). So it has to be certain:
 
     every inode is found, or the answer is: not known       it may have been a file without a name, of anybody's
-    each was there when the error came (its birth time)     else its number may have been another file's before
+    each was there when the error came (its birth time),    else its number may have been another file's before
+    at the first of its events
     who has the file now had it when the error came         else nobody would be told: of errors before its start
                                                             a container is not
     the tracepoint lost nothing                             overt.upper.trace says so

@@ -96,8 +96,8 @@ def _lost_by_inode(mount: Mount) -> _Seen:
                 born = birth_time(AT_FDCWD, os.fsencode(path)) if failed is not None else None
             except OSError:
                 continue  # removed or unreadable meanwhile: it cannot be named
-            if failed is None or (born is not None and born > failed.when + offset):
-                continue  # younger than the error: the number was another file's then
+            if failed is None or (born is not None and born > failed.last + offset):
+                continue  # younger than the last event: the number was another file's then
             (seen.certain if unique and born is not None else seen.doubtful).append(path[len(root) :])
     return seen
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from overt.host import files, mounts
 from overt.upper import probes
-from overt.upper.trace import Trace
+from overt.upper.trace import Span, Trace
 
 _LOCK = re.compile(rb"^lock:.* ([0-9a-f]+):([0-9a-f]+):\d+ ", re.MULTILINE)
 _ROUNDS = 5
@@ -40,8 +40,8 @@ class Sighting(NamedTuple):
     errno: int
     source: str
     taken: bool
-    inodes: dict[int, float] | None
-    """of which inodes, and when (CLOCK_MONOTONIC); None where that is not (wholly) known"""
+    inodes: dict[int, Span] | None
+    """of which inodes, and when; None where that is not (wholly) known"""
 
 
 class Flushed(NamedTuple):

@@ -51,11 +51,21 @@ MOST_INODES = 10_000
 _numbers = itertools.count(1)
 
 
+class Span(NamedTuple):
+    """When the events of one inode were: seconds of CLOCK_MONOTONIC.
+
+    Between the two its number may have passed from a file that was removed to another.
+    """
+
+    first: float
+    last: float
+
+
 class Events(NamedTuple):
     """What the tracepoint saw on one superblock."""
 
-    inodes: dict[int, float]
-    """of which inodes, and when of each the first was (seconds, CLOCK_MONOTONIC)"""
+    inodes: dict[int, Span]
+    """of which inodes, and when"""
     lost: bool
     """whether events were lost, so that `inodes` is not all of it"""
 
@@ -71,7 +81,7 @@ class Watch:
     def __init__(self, trace: "Trace", s_dev: int) -> None:
         self.trace = trace
         self.s_dev = s_dev
-        self.inodes: dict[int, float] = {}
+        self.inodes: dict[int, Span] = {}
         self.lost = False
 
     def take(self) -> Events:
@@ -172,10 +182,11 @@ class Trace:
                     return
                 text = self._memory[:count]
             for when, major, minor, ino in _EVENT.findall(text):
-                s_dev, number = os.makedev(int(major), int(minor)), int(ino, 16)
+                s_dev, number, last = os.makedev(int(major), int(minor)), int(ino, 16), float(when)
                 for watch in self._watches:
                     if watch.s_dev == s_dev:
-                        watch.inodes.setdefault(number, float(when))
+                        earlier = watch.inodes.get(number)
+                        watch.inodes[number] = Span(earlier.first if earlier else last, last)
             for watch in self._watches:
                 if _LOST in text or len(watch.inodes) > MOST_INODES:
                     watch.lost = True

@@ -29,7 +29,7 @@ from overt.ledger import Account, Ledger, UpperError
 from overt.upper.eyes import Carried, Eyes, Flushed, Sighting, has_a_name, superblock
 from overt.upper.flusher import Done, Flusher
 from overt.upper.health import Health
-from overt.upper.trace import MOST_INODES, Trace
+from overt.upper.trace import MOST_INODES, Span, Trace
 
 OnError = Callable[[UpperError, "Upper"], None]
 
@@ -41,6 +41,8 @@ class Failed(NamedTuple):
     """of the error it was seen in"""
     when: float
     """the first event of it, seconds of CLOCK_MONOTONIC"""
+    last: float
+    """the last one in that error, likewise"""
 
 
 class _History(NamedTuple):
@@ -344,13 +346,13 @@ class Upper:
         self._health.doubt()
         self._news.append(error)
 
-    def _remember(self, number: int, inodes: dict[int, float] | None) -> None:
+    def _remember(self, number: int, inodes: dict[int, Span] | None) -> None:
         if inodes is None:
             self._unnamed = number
             self._failed.clear()  # whoever asks for one of these asks for `number` too
             return
         for ino, when in inodes.items():
-            last = Failed(number, when)
+            last = Failed(number, *when)
             earlier = self._failed.pop(ino, None)
             self._failed[ino] = _History(*(earlier.first, earlier.last.number) if earlier else (last, 0), last)
         while len(self._failed) > MOST_INODES:
