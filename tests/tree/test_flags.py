@@ -543,6 +543,62 @@ def test_nor_by_one_who_writes_beside_readers(data_layers: Layers) -> None:
         os.close(above)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"])
+def test_whoever_has_it_open_to_append_can_and_all_see_what_the_others_wrote(
+    twins: Callable[..., Twins], options: str
+) -> None:
+    """One of them opens it for both while others have it open: the file has two numbers then, which kernels do not know
+    of each other's size.
+    """
+
+    def do(root: Path) -> Any:
+        path = root / "file"
+        fds = [os.open(path, os.O_WRONLY | os.O_APPEND)]  # before it is append-only, so by passthrough
+        add(path, APPEND)
+        found: list[Any] = []
+        try:
+            fds += [os.open(path, how) for how in (os.O_WRONLY | os.O_APPEND, os.O_RDONLY, os.O_RDWR | os.O_APPEND)]
+            for turn, writer in enumerate((1, 3, 1, 1, 3, 3, 0, 3, 0, 1, 3, 0, 0, 1, 3, 1)):
+                data = b"%x" % turn * (3 << 20 if turn in (3, 4) else 3)
+                found.append((
+                    attempt(lambda fd=fds[writer], data=data: os.write(fd, data)),
+                    path.stat().st_size, [os.fstat(fd).st_size for fd in fds],
+                ))  # fmt: skip
+            whole = path.read_bytes()
+            found.append((whole[:20], whole[-40:], [os.pread(fds[n], len(whole) + 9, 0) == whole for n in (2, 3)]))
+            os.close(fds.pop(0))
+            found.append((os.write(fds[0], b"x"), path.stat().st_size))
+        finally:
+            take(path, APPEND)
+            for fd in fds:
+                os.close(fd)
+        return found, path.stat().st_size, path.read_bytes()[-9:]
+
+    found = twins(lambda lower: (lower / "file").write_text("text"), options=options).compare(do)[0]
+    assert all(isinstance(said, int) for said, *_ in found[:-2])
+
+
+def test_without_o_append_nothing_is_overwritten_under_either_number(layers: Layers) -> None:
+    (layers.lower / "file").write_text("text")
+    path = layers.mount() / "file"
+    add(path, APPEND)
+    reader = os.open(path, os.O_RDONLY)
+    one, other = (os.open(path, how | os.O_APPEND) for how in (os.O_WRONLY, os.O_RDWR))
+    try:
+        assert os.fstat(one).st_ino == os.fstat(other).st_ino
+        os.write(one, b"1")
+        for fd in (one, other):
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            assert attempt(lambda fd=fd: os.pwrite(fd, b"X", 4)) == "EPERM"
+        assert os.pread(reader, 9, 0) == b"text1"
+    finally:
+        take(path, APPEND)
+        for fd in (reader, one, other):
+            os.close(fd)
+    modified(path)
+
+
 @pytest.mark.parametrize("readers", [False, True], ids=["alone", "beside a reader"])
 @pytest.mark.parametrize("options", ["", "nopassthrough", "volatile"])
 def test_nor_by_a_mapping(new_layers: Callable[..., Layers], options: str, readers: bool) -> None:

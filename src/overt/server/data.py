@@ -22,7 +22,9 @@ the ones it was given. What write(2) changes it knows.
 
 Neither fcntl(2), which can take O_APPEND away, nor a mapping asks whether a file is append-only. So who opens one to
 append writes here, and can share no mapping (FOPEN_DIRECT_IO; the kernel is not told FUSE_DIRECT_IO_ALLOW_MMAP). If
-he could map it and it has a backing, which would be what he maps, it gets a new number, which has none.
+he could map it and it has a backing, which would be what he maps, it gets a new number, which has none. The kernel has
+two inodes for one growing file then, each with a size of its own, and appends at the one it knows: so what is written
+with O_APPEND goes to the end that the file has.
 
 Without passthrough the kernel caches pages, writes through, and the server reads and writes. Each open file has a
 descriptor of its own here in both cases: it is what makes each be told of an error by fsync, once.
@@ -103,9 +105,12 @@ def open_(mount: Mount, request: Request) -> Reply:
     if (writes or cut) and (node.layer != UPPER or node.data is not None):
         identity.become_root()
         copy_up(tree, node, 0 if cut else None, data=True)
-    if _has_moved(node) or (appends and _would_map(node, flags)):
+    maps = appends and _would_map(node, flags)
+    if maps or _has_moved(node):
         tree.renumber(node)
         node.backing = None
+    if maps:
+        _split(node)
     below = None
     if request.nodeid != node.id:
         below = _below(node, request)
@@ -130,6 +135,14 @@ def _has_moved(node: Node) -> bool:
 def _would_map(node: Node, flags: int) -> bool:
     """Whether who opens a file so could write to a backing by a mapping."""
     return node.backing is not None and node.backing.users > 0 and flags & os.O_ACCMODE == os.O_RDWR
+
+
+def _split(node: Node) -> None:
+    """Two numbers stand for one file that grows: what is written under the old one changes what the new one shows."""
+    for handle in node.handles or ():
+        if handle.writes and not handle.maps:
+            handle.maps = True
+            node.mappers += 1
 
 
 def _asks_for_flags(request: Request) -> bool:
@@ -274,13 +287,12 @@ def release(mount: Mount, request: Request) -> Reply:
     node = handle.node
     if node.handles is not None:
         node.handles.discard(handle)
-    backing = handle.backing
-    if backing is not None:
-        if handle.maps:
-            node.mappers -= 1
-            if _mtime(handle.fd) != node.written:
-                mount.send(notify.inval_inode(node.id, -1, 0))
-        backing.users -= 1
+    if handle.maps:
+        node.mappers -= 1
+        if _mtime(handle.fd) != node.written:
+            mount.send(notify.inval_inode(node.id, -1, 0))
+    if handle.backing is not None:
+        handle.backing.users -= 1
     mount.released.append(handle)
     if len(mount.released) > _PILE:
         tidy(mount)
@@ -335,17 +347,21 @@ def read(mount: Mount, request: Request) -> Reply:
 
 def write(mount: Mount, request: Request) -> Reply:
     """WRITE."""
-    fh, offset, size, flags = request.arg[:4]
+    fh, offset, size, flags, _, how = request.arg
     handle = mount.open_handle(fh)
-    if handle.appends and offset < os.fstat(handle.fd).st_size:
-        refuse(mount.tree, handle.node, protection.APPEND)
+    at_end = 0
+    if handle.appends:
+        if offset < os.fstat(handle.fd).st_size and not (how & os.O_APPEND and handle.node.stale):
+            refuse(mount.tree, handle.node, protection.APPEND)
+        elif how & os.O_APPEND:
+            at_end = os.RWF_APPEND
     if flags & fuse.FUSE_WRITE_KILL_SUIDGID:
         drop_privileges(mount.tree, handle.node, request)
     identity.act_as(request.uid, request.gid)
-    done = os.pwrite(handle.fd, request.payload, offset)
+    done = os.pwritev(handle.fd, [request.payload], offset, at_end)
     while done < size:
         try:
-            done += os.pwrite(handle.fd, request.payload[done:], offset + done)
+            done += os.pwritev(handle.fd, [request.payload[done:]], offset + done, at_end)
         except OSError:
             break  # what was written counts; the next write meets the error
     if flags & fuse.FUSE_WRITE_CACHE:

@@ -58,7 +58,8 @@ class Handle:
         self.end = -1
         """of a directory stream: the cookie at which it ends, whatever is added meanwhile; -1 before it has begun"""
         self.maps = False
-        """whether it can be mapped and written behind the server's back"""
+        """whether what it writes can change the file's attributes without the kernel knowing: it can be mapped, or the
+        file has got another number since"""
 
 
 class Reopening:
