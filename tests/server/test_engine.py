@@ -122,6 +122,25 @@ def test_a_leader_replaced_while_it_does_what_was_posted_keeps_the_mount_until_t
     assert stage.said == ["next"]
 
 
+def test_what_posts_itself_again_leaves_others_their_turn(stage: Stage) -> None:
+    engine, mount = stage.engine, stage.mount
+
+    def wait() -> None:
+        stage.said.append("not yet")
+        if len(stage.said) < 1000:
+            engine.post(wait, mount)
+
+    engine.post(wait, mount)
+    stage.call("another's")
+    os.eventfd_read(engine._wake)
+    engine._make_calls(stage.turn())
+    assert stage.said == ["not yet", "another's"]
+    assert stage.has_ready()
+    assert (engine._wake, select.EPOLLIN) in engine._epoll.poll(0)
+    engine._make_calls(stage.turn())
+    assert stage.said == ["not yet", "another's", "not yet"]
+
+
 def test_a_mount_that_is_gone_is_kept_by_nobody(stage: Stage) -> None:
     engine, mount = stage.engine, stage.mount
     engine.gone = lambda mount: stage.said.append("gone")

@@ -329,7 +329,10 @@ class Engine:
             turn.serving = mount
 
     def _make_calls(self, turn: _Turn) -> None:
-        while not turn.ended:
+        """Make the calls that are there now; what they post, which has rung, is for when others have had their turn."""
+        for _ in range(len(self._posted)):
+            if turn.ended:
+                return
             try:
                 mount, call = self._posted.popleft()
             except IndexError:
