@@ -278,6 +278,24 @@ def processor_seconds(pid: int) -> float:
 
 
 @pytest.mark.timeout(60)
+def test_so_it_has_where_the_server_was_started_with_sigchld_ignored(servers: Servers) -> None:
+    """Which is inherited over execve(2): a child that has ended is not to be waited for then."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        server = servers.start("patience")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with open_scene("ext4", server) as scene:
+        for _ in range(2):
+            (watchdog,) = process.children(server.pid)
+            os.kill(watchdog, signal.SIGKILL)
+            wait_until(lambda was=watchdog: process.children(server.pid) not in ([], [was]), "there is another one", 10)
+        assert len(scene.events("the watchdog has ended: another one is started")) == 2
+        assert scene.events("internal error") == []
+    assert server.stop() == 0
+
+
+@pytest.mark.timeout(60)
 def test_a_watchdog_that_is_killed_has_a_successor_that_guards_the_same_mounts(servers: Servers) -> None:
     server = servers.start("patience")
     with open_scene("ext4", server) as scene:

@@ -11,6 +11,7 @@ It ends after its server, when the socket between them closes; if somebody kills
 (`Watchdog.renew`).
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -137,9 +138,10 @@ class Watchdog:
             self._reap()
 
     def _reap(self) -> None:
-        if self.pid:
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+        pid, self.pid = self.pid, 0
+        if pid:
+            with contextlib.suppress(ChildProcessError):  # we were started with SIGCHLD ignored (wait(2), Notes)
+                os.waitpid(pid, 0)
 
 
 def _begin(server: socket.socket, pid: int, period: float, patience: float, *, foreground: bool) -> NoReturn:
