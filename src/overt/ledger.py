@@ -79,7 +79,8 @@ class Account:
         """the number of the newest error of which somebody in this overlay was told; of an earlier one if nobody was"""
         self.cursor = 0
         self.told = 0
-        """how many answers carried an error"""
+        """how many answers carried an error; where the kernel keeps the descriptions, of how many errors somebody was
+        told, for it tells the further descriptions by itself (and of several that nobody had asked about, as of one)"""
         self.spared: list[int] = []
         """numbers of the errors that were others' only, the newest"""
         self.left_out = 0
