@@ -10,7 +10,7 @@ import pytest
 from overt.host import mounts
 
 from .conftest import Servers
-from .scene import EIO, Scene, Server, fsync, open_scene, run_overt, wait_until
+from .scene import EIO, Scene, Server, fsync, open_scene, run_overt, syncfs, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -92,6 +92,19 @@ def test_a_server_whose_standard_error_is_gone_answers_as_ever_and_lets_go_of_it
         assert server.stop() == 0
     finally:
         server.kill()
+
+
+def test_told_counts_errors_and_on_a_volatile_mount_answers(ext4: Scene) -> None:
+    volatile, ordinary = ext4.overlay(volatile=True), ext4.overlay()
+    fds = [each.open() for each in (volatile, ordinary) for _ in range(3)]
+    counts = []
+    for name in ("one", "two"):
+        ordinary.lose(name)
+        assert [syncfs(fd) for fd in fds] == [EIO] * 6
+        status = ext4.server.client.status()
+        told = {mount["target"]: mount["told"] for mount in status["mounts"]}
+        counts.append([told[str(each.target)] for each in (volatile, ordinary)])
+    assert counts == [[3, 1], [6, 2]]
 
 
 def test_nobody_was_told_by_a_remount(ext4: Scene) -> None:
