@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 from overt.guard import descriptions, table
 from overt.guard.table import Mounted
-from overt.host import files
+from overt.host import files, private
 
 _UUID_XATTRS = ("trusted.overlay.uuid", "user.overlay.uuid")
 _PREFIX = ".overt-guard-"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_BESIDE = files.RESOLVE_NO_XDEV | files.RESOLVE_NO_SYMLINKS
+"""an upper is never the root of a mount, for the workdir is on the same one: its parent is on it, too"""
 
 
 class Place(NamedTuple):
@@ -62,28 +63,41 @@ def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
     uuid = uuid or _first(_mounted_uuid(root, mounted) for root in roots[1:])
     if not uuid:
         roots = ["/"] if _is_the_hosts(mounted) else []
+    why: OSError | None = None
     for root in roots:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             upper = _open(root, mounted.upperdir)
             stack.callback(os.close, upper)
             if uuid and _upper_uuid(upper) != uuid:
                 continue
-            beside = os.open("..", _DIRECTORY, dir_fd=upper)
-            if os.fstat(beside).st_dev == os.fstat(upper).st_dev:
-                return _make(beside, os.dup(upper))
-            os.close(beside)
-    raise FileNotFoundError(errno.ENOENT, "the upper of an overlay is not to be found", os.fsdecode(mounted.upperdir))
+            beside = files.openat2(upper, "..", private.DIRECTORY, resolve=_BESIDE)
+            stack.callback(os.close, beside)
+            try:
+                place = _make(beside, upper)
+            except OSError as error:
+                why = error
+                continue
+            return place
+    name = os.fsdecode(mounted.upperdir)
+    raise why or FileNotFoundError(errno.ENOENT, "the upper of an overlay is not to be found", name)
 
 
 def _make(beside: int, upper: int) -> Place:
+    """With duplicates of these descriptors. Raises OSError as `private.make` does."""
     name = _PREFIX + os.urandom(8).hex()
-    try:
-        os.mkdir(name, 0o700, dir_fd=beside)
-        return Place(beside, os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=beside), name, upper)
-    except BaseException:
-        os.close(beside)
-        os.close(upper)
-        raise
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = private.make(beside, name)
+        except OSError:
+            with contextlib.suppress(OSError):  # it was not made, or has been replaced by something that is in use
+                os.rmdir(name, dir_fd=beside)
+            raise
+        stack.callback(os.close, scratch)
+        ours = os.dup(beside)
+        stack.callback(os.close, ours)
+        place = Place(ours, scratch, name, os.dup(upper))
+        stack.pop_all()
+        return place
 
 
 def _open(root: str, path: bytes) -> int:
@@ -91,7 +105,7 @@ def _open(root: str, path: bytes) -> int:
     base = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         resolve = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS
-        return files.openat2(base, path, _DIRECTORY, resolve=resolve)
+        return files.openat2(base, path, private.DIRECTORY, resolve=resolve)
     finally:
         os.close(base)
 

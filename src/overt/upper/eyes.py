@@ -26,7 +26,7 @@ import os
 import re
 from typing import NamedTuple
 
-from overt.host import files, mounts
+from overt.host import files, mounts, private
 from overt.upper import probes
 from overt.upper.trace import Span, Trace
 
@@ -85,7 +85,8 @@ class Eyes:
         the next `look`.
 
         `standing` is then the error that stood unseen on the upper already, if one did. Where kernel overlayfs does not
-        accept the upper, `refused` is its explanation.
+        accept the upper, `refused` is its explanation. `private.Replaced` where somebody meddles with `scratch_fd`, and
+        so in `prepare_flush`: that says nothing of the upper, which other overlays share.
         """
         self.refused: OSError | None = None
         self.standing: Sighting | None = None
@@ -124,6 +125,8 @@ class Eyes:
         if self._accepted and self._plain < 0:
             try:
                 self._plain = probes.mount(scratch_fd, volatile=False)
+            except private.Replaced:
+                raise
             except OSError as error:
                 self.refused = error
                 self.install(NONE)
@@ -180,7 +183,7 @@ class Eyes:
             try:
                 probe = probes.mount(scratch_fd, volatile=True)
             except OSError as error:
-                if error.errno == errno.EIO:
+                if error.errno == errno.EIO or isinstance(error, private.Replaced):
                     continue
                 break
             if _syncfs(self._cursor) is None:
@@ -220,6 +223,8 @@ class Eyes:
         try:
             self._probe = probes.mount(scratch_fd, volatile=True)
             return
+        except private.Replaced:
+            raise
         except OSError as error:
             if error.errno == errno.EIO:
                 self._stand_by(scratch_fd)

@@ -13,14 +13,14 @@ Each stands on directories made for it, which are removed as soon as the mount e
 disk nor the mount table shows it, and it goes with its descriptor.
 
 Somebody else may write there: a container, where the directory is on a volume of its own. So no symbolic link is
-followed, and the kernel is given the directories themselves, as descriptors: it empties what it is given to work in.
+followed and no mount entered (host/private.py), and the kernel is given the directories themselves, as descriptors: it
+empties what it is given to work in. Only what is known by name is removed; whatever else is there stays.
 """
 
 import contextlib
 import os
-import shutil
 
-from overt.host import files, mounts
+from overt.host import files, mounts, private
 
 # `userxattr` lets the same mount work in a user namespace; it implies redirect_dir=nofollow and metacopy=off, and is
 # refused together with them.
@@ -31,58 +31,44 @@ _MADE = (
     f"{_INCOMPAT}/volatile/{_DIRTY}", f"{_INCOMPAT}/volatile", _INCOMPAT, "work/work", "work", "upper", "lower",
 )  # fmt: skip
 """what we and the kernel make for a probe, from the inside out: `_DIRTY` is a file, all else directories"""
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_RESOLVE = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
 def mount(scratch_fd: int, *, volatile: bool) -> int:
     """Mount a probe on the filesystem of the directory `scratch_fd`; return a descriptor of its root.
 
     Raises OSError: EIO for a volatile one while an error stands unseen on the upper, EINVAL and others where kernel
-    overlayfs does not accept the upper, and what mkdir(2) and rmdir(2) below `scratch_fd` raise.
+    overlayfs does not accept the upper, `private.Replaced` if somebody has put something else in the place of its
+    directories, and what mkdir(2) below `scratch_fd` raises. What of them could not be removed stays below `scratch_fd`.
     """
     name = f"probe-{os.urandom(8).hex()}"
-    os.mkdir(name, 0o700, dir_fd=scratch_fd)
     try:
-        base = os.open(name, _DIRECTORY, dir_fd=scratch_fd)
+        base = private.make(scratch_fd, name, _DIRECTORY)
         try:
-            root = _mount_over(base, volatile)
+            return _mount_over(base, volatile)
         finally:
             os.close(base)
-    except OSError:
+    finally:
         _remove(scratch_fd, name)
-        raise
-    try:
-        _remove(scratch_fd, name)
-    except OSError:
-        os.close(root)
-        raise
-    return root
 
 
 def _remove(scratch_fd: int, name: str) -> None:
-    """Remove a probe's directories: they are known, and so it takes one descriptor, of which there may be few."""
+    """Remove a probe's directories, as far as they are what is known; one descriptor at a time, there may be few."""
     for path in (*(f"{name}/{made}" for made in _MADE), name):
         parent, _, last = path.rpartition("/")
-        try:
-            holder = files.openat2(scratch_fd, parent or ".", _DIRECTORY, resolve=_RESOLVE)
+        with contextlib.suppress(OSError):  # it was not made; or it stays, and whoever owns `scratch_fd` is told by it
+            holder = files.openat2(scratch_fd, parent or ".", _DIRECTORY, resolve=private.BENEATH)
             try:
                 (os.unlink if last == _DIRTY else os.rmdir)(last, dir_fd=holder)
             finally:
                 os.close(holder)
-        except FileNotFoundError:
-            continue
-        except OSError:  # the kernel, or somebody else, has made something that we do not know of
-            shutil.rmtree(name, dir_fd=scratch_fd)
-            return
 
 
 def _mount_over(base: int, volatile: bool) -> int:
     options = list(_OPTIONS)
     with contextlib.ExitStack() as stack:
         for key, part in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")):
-            os.mkdir(part, 0o700, dir_fd=base)
-            fd = os.open(part, _DIRECTORY, dir_fd=base)
+            fd = private.make(base, part, _DIRECTORY)
             stack.callback(os.close, fd)
             options.append((key, f"/proc/self/fd/{fd}"))
         if volatile:
