@@ -34,11 +34,14 @@ class Anchor:
 
 
 def of_descriptor(tid: int, fd: int, mounted: Mounted) -> Anchor:
-    """By descriptor `fd` of thread `tid`, which was seen on a mount. FileNotFoundError if it is not there any more."""
+    """By descriptor `fd` of thread `tid`, which was seen on a mount. OSError: FileNotFoundError if it is not there."""
     ours = os.open(b"/proc/%d/fd/%d" % (tid, fd), os.O_PATH)
-    if files.whereabouts(_path(ours)).mount != mounted.id:
+    try:
+        if files.whereabouts(_path(ours)).mount != mounted.id:
+            raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} of {tid} is another file now")
+    except BaseException:
         os.close(ours)
-        raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} of {tid} is another file now")
+        raise
     return Anchor(ours, mounted)
 
 

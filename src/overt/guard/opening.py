@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _MOST_OPENING = 64
 """overlays of one container that are being opened, a thread each: its upper may be a server that never answers"""
+_MOST_MOUNTS = 1 << 12
+"""mounts of one overlay that are remembered as such; a container can make any number"""
 _ATTEMPTS = 8
 """overlays that may end while a container's is opened"""
 
@@ -102,14 +104,27 @@ def open_first(agent: "Agent", guarded: Container, slot: int, call: Notification
     if each.callers and each.marked and each.mounted.id != mounted.id and each.has_ended():
         replace(agent, each)  # and whoever opens it may wait for its disk
         each = use(agent, guarded, mounted)
+    if len(each.mounts) >= _MOST_MOUNTS:
+        each.mounts.clear()  # those that are still used are asked about again
+    ours = (guarded, slot, call, mounted)
     with agent.lock:
         opening = bool(each.callers)
         if not opening and guarded.opening >= _MOST_OPENING:
             raise OSError(errno.EAGAIN, f"{_MOST_OPENING} others are being opened")
-        each.callers.append((guarded, slot, call, mounted))
+        each.callers.append(ours)
         guarded.opening += not opening
-    if not opening:
+    if opening:
+        return
+    try:
         agent.apart(_open_for_all, agent, each, guarded)
+    except RuntimeError as error:  # no thread is to be had; others may have come meanwhile
+        with agent.lock:
+            callers, each.callers = each.callers, []
+            guarded.opening -= 1
+        for caller in callers:
+            if caller is not ours:
+                agent.not_guarded(*caller[:3], each.name, str(error))
+        raise OSError(errno.EAGAIN, str(error)) from error
 
 
 def _open_for_all(agent: "Agent", each: Overlay, first: Container) -> None:

@@ -30,7 +30,7 @@ class Records:
             try:
                 value = {
                     "fds": [fd >= 0 for fd in eyes], "accepted": carried.accepted, "known": carried.known,
-                    "errors": list(upper.ledger.errors),
+                    "born_read_only": carried.born_read_only, "errors": list(upper.ledger.errors),
                 }  # fmt: skip
                 self._keeper.put(f"upper/{upper.s_dev}", value, [fd for fd in eyes if fd >= 0])
                 self._kept[upper.s_dev] = upper

@@ -36,7 +36,8 @@ def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
     for s_dev, entry in _of_kind(entries, "upper"):
         given = iter(entry.fds)
         cursor, plain, probe = (next(given) if there else -1 for there in entry.value["fds"])
-        agent.uppers.carried[s_dev] = Carried(cursor, plain, probe, entry.value["accepted"], entry.value["known"])
+        state = (entry.value[name] for name in ("accepted", "known", "born_read_only"))
+        agent.uppers.carried[s_dev] = Carried(cursor, plain, probe, *state)
     errors = known_errors(entries)
     if agent.trace:
         agent.trace.expect(agent.uppers.carried)

@@ -71,6 +71,7 @@ class Carried(NamedTuple):
     probe: int
     accepted: bool
     known: bool
+    born_read_only: bool
 
 
 class Eyes:
@@ -92,13 +93,15 @@ class Eyes:
         self.standing: Sighting | None = None
         self._known = False  # whether the cursor is yet to tell what the tracepoint has told
         self._accepted = True  # whether kernel overlayfs accepts the upper
+        self._born_read_only = False  # whether it was read-only when it became known
         self._cursor = self._plain = self._probe = -1
         self._watch = trace.watch(s_dev) if trace else None
         if carried:
-            self._cursor, self._plain, self._probe, self._accepted, self._known = carried
+            self._cursor, self._plain, self._probe, self._accepted, self._known, self._born_read_only = carried
             return
         try:
             self._cursor = _open_apart(directory_fd)
+            self._born_read_only = self._is_read_only()
             self._first_look(scratch_fd)
         except BaseException:
             self.close()
@@ -203,11 +206,14 @@ class Eyes:
     def carry(self) -> Carried:
         """Duplicates of the descriptors, and the state."""
         first, second, third = (os.dup(fd) if fd >= 0 else -1 for fd in (self._cursor, self._plain, self._probe))
-        return Carried(first, second, third, self._accepted, self._known)
+        return Carried(first, second, third, self._accepted, self._known, self._born_read_only)
 
-    def read_only(self) -> bool:
-        """Whether the upper is read-only, which makes syncfs return 0 without doing anything (sync_filesystem)."""
-        return bool(os.fstatvfs(self._cursor).f_flag & os.ST_RDONLY)
+    def turned_read_only(self) -> bool:
+        """Whether the upper is read-only and was not at first: syncfs then returns 0 and does nothing (sync_filesystem).
+
+        It takes as long as the upper's server takes, if it has one (fstatvfs(3)).
+        """
+        return not self._born_read_only and self._is_read_only()
 
     def close(self) -> None:
         """Close everything, whatever of it fails; raise the last failure."""
@@ -218,6 +224,9 @@ class Eyes:
                 if fd >= 0:
                     stack.callback(os.close, fd)
             self._cursor = self._plain = self._probe = -1
+
+    def _is_read_only(self) -> bool:
+        return bool(os.fstatvfs(self._cursor).f_flag & os.ST_RDONLY)
 
     def _first_look(self, scratch_fd: int) -> None:
         try:

@@ -39,7 +39,7 @@ def mount(scratch_fd: int, *, volatile: bool) -> int:
 
     Raises OSError: EIO for a volatile one while an error stands unseen on the upper, EINVAL and others where kernel
     overlayfs does not accept the upper, `private.Replaced` if somebody has put something else in the place of its
-    directories, and what mkdir(2) below `scratch_fd` raises. What of them could not be removed stays below `scratch_fd`.
+    directories, and what mkdir(2) below `scratch_fd` raises. What could not be removed of them stays there.
     """
     name = f"probe-{os.urandom(8).hex()}"
     try:

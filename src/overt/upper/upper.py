@@ -75,7 +75,6 @@ class Upper:
         self._eyes: Eyes | None = None
         self._flusher: Flusher | None = None
         self._health = Health()
-        self._born_read_only = False
         self._scratch: dict[Account, int] = {}
         self._failed: dict[int, _History] = {}  # by inode; who failed last is last
         self._unnamed = 0  # the number of the last error whose inodes are not all in there
@@ -238,7 +237,6 @@ class Upper:
             self._unnamed = self.ledger.count
         with self._uppers.lock:
             self._uppers.known[self.s_dev] = self
-        self._born_read_only = eyes.read_only()
         self._flusher = Flusher(
             lambda: self._flush_for_all(eyes), f"flush-{os.major(self.s_dev)}:{os.minor(self.s_dev)}"
         )
@@ -304,7 +302,7 @@ class Upper:
 
     def _in_question(self, eyes: Eyes, failure: OSError | None) -> bool:
         """Whether there is more to a flush than that it went through."""
-        if eyes.read_only() and not self._born_read_only:
+        if eyes.turned_read_only():
             self._health.doubt()
         return failure is not None or eyes.spent or not self._health.sound
 
