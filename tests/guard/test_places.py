@@ -1,6 +1,7 @@
 """The guard's own directory is on a container's volume: it uses none that somebody has put in its place."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from overt.guard import places
 from overt.guard.places import Place
 from overt.guard.table import Mounted
-from overt.host import mounts, private
+from overt.host import files, mounts, private
+from overt.upper import probes
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -96,3 +98,36 @@ def test_what_somebody_has_put_into_it_stays_and_is_told(volume: Path) -> None:
     (volume / place.name / "theirs").mkdir()
     why = place.close()
     assert isinstance(why, OSError) and os.listdir(volume / place.name) == ["theirs"]
+
+
+@pytest.mark.parametrize("ours", ["mounted here", "not mounted here"])
+def test_an_upper_that_only_another_namespace_names_is_used_through_a_mount_of_our_own(
+    volume: Path, tmp_path: Path, ours: str
+) -> None:
+    """On another namespace's mount the kernel mounts no probe."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    words = ["unshare", "-m", "sh", "-c", 'mount --bind "$1" "$2" && echo ready && exec sleep 50', "sh"]
+    other = subprocess.Popen([*words, str(volume), str(theirs)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"ready\n"
+        if ours == "not mounted here":
+            mounts.umount(str(volume), mounts.MNT_DETACH)
+        mounted = Mounted(0, b"", os.fsencode(theirs / "upper"), b"", volatile=False)
+        place = places.find(mounted, [other.pid], UUID)
+        try:
+            if ours == "mounted here":
+                root = probes.mount(place.scratch, volatile=True)
+                files.syncfs(root)
+                os.close(root)
+                assert place.name in os.listdir(volume)
+            else:
+                with pytest.raises(OSError, match="Invalid argument"):
+                    probes.mount(place.scratch, volatile=True)
+        finally:
+            close(place)
+    finally:
+        other.kill()
+        other.communicate(timeout=20)
+        if ours == "not mounted here":
+            mounts.attach(mounts.new_mount("tmpfs", []), str(volume))

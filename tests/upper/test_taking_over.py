@@ -1,4 +1,4 @@
-"""A process that goes on with another's eyes: nothing is asked of the upper, and what was known of it is still known."""
+"""A process that goes on with another's eyes: nothing is asked of the upper, and what was known is still known."""
 
 import os
 import subprocess

@@ -6,13 +6,17 @@ overlay carries its UUID (FS_IOC_GETFSUUID), and its upper directory the same on
 without a UUID, or of which nobody could be asked for it, is believed where it is mounted on the host as well, for then
 it was the host that named the path. Else a container could name any directory of the host's. Of the workdir's path
 nothing can be compared, so it is not used.
+
+What was found and proven is opened again through a mount of our own namespace, by its handle: the kernel mounts no
+probe on another namespace's (fs/namespace.c, clone_private_mount), and nobody but the host mounts anything there.
+Where our namespace has no mount of that filesystem, the container's has to do, without probes.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from overt.guard import descriptions, table
@@ -72,6 +76,10 @@ def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
                 continue
             beside = files.openat2(upper, "..", private.DIRECTORY, resolve=_BESIDE)
             stack.callback(os.close, beside)
+            for number in _ours(root, upper) if root != "/" else ():
+                with contextlib.suppress(OSError):  # the handle is not known there, or nothing can be written
+                    beside, upper = _through(number, [beside, upper], stack)
+                    break
             try:
                 place = _make(beside, upper)
             except OSError as error:
@@ -80,6 +88,40 @@ def find(mounted: Mounted, pids: Iterable[int], uuid: bytes = b"") -> Place:
             return place
     name = os.fsdecode(mounted.upperdir)
     raise why or FileNotFoundError(errno.ENOENT, "the upper of an overlay is not to be found", name)
+
+
+def _ours(root: str, fd: int) -> Iterator[tuple[int, bytes]]:
+    """The mounts in our namespace of the filesystem that `fd` is on in that of the process with this root."""
+    theirs = table.read(int(root.split("/")[2])).get(_mount_number(fd))
+    for number, each in table.read(os.getpid()).items():
+        if theirs is not None and each.device == theirs.device:
+            yield number, each.point
+
+
+def _through(mount: tuple[int, bytes], fds: list[int], stack: contextlib.ExitStack) -> list[int]:
+    """The same directories, opened through a mount of our namespace: its number and place. `stack` closes them.
+
+    Raises OSError: ESTALE where they are others, EROFS where it is read-only, and what open_by_handle_at(2) raises.
+    """
+    at = os.open(mount[1], os.O_PATH | os.O_DIRECTORY)
+    stack.callback(os.close, at)
+    if _mount_number(at) != mount[0]:  # something is mounted over it, and may be anybody's server
+        raise OSError(errno.ESTALE, "another mount", os.fsdecode(mount[1]))
+    at = os.open(".", private.DIRECTORY, dir_fd=at)
+    stack.callback(os.close, at)
+    if os.fstatvfs(at).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, "a read-only mount", os.fsdecode(mount[1]))
+    found = []
+    for fd in fds:
+        found.append(files.open_by_handle(at, files.name_to_handle(fd), private.DIRECTORY))
+        stack.callback(os.close, found[-1])
+        if not os.path.sameopenfile(fd, found[-1]):
+            raise OSError(errno.ESTALE, "another directory", os.fsdecode(mount[1]))
+    return found
+
+
+def _mount_number(fd: int) -> int:
+    return files.whereabouts(b"/proc/self/fd/%d" % fd, files.STATX_MNT_ID).mount
 
 
 def _make(beside: int, upper: int) -> Place:

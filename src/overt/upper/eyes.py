@@ -209,7 +209,7 @@ class Eyes:
         return Carried(first, second, third, self._accepted, self._known, self._born_read_only)
 
     def turned_read_only(self) -> bool:
-        """Whether the upper is read-only and was not at first: syncfs then returns 0 and does nothing (sync_filesystem).
+        """Whether the upper is read-only and was not at first: syncfs then does nothing, and is 0 (sync_filesystem).
 
         It takes as long as the upper's server takes, if it has one (fstatvfs(3)).
         """
