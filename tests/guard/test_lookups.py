@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from overt.guard import table
 from overt.guard.line import Line
 from overt.guard.table import Mounted, Table, Unknown
-from overt.host import mounts
+from overt.host import files, mounts
 
 from .ground import wait_until
+from .member import overlay, tmpfs
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -101,3 +103,66 @@ def test_in_a_line_a_few_threads_do_everything() -> None:
     assert (sorted(done), most) == (list(range(50)), 2)
     line.do(partial(act, 50))
     assert done[-1] == 50
+
+
+@pytest.mark.root
+def test_a_mount_with_a_number_that_the_walk_saw_at_another_is_not_taken_for_that(tmp_path: Path) -> None:
+    """The walk reads a mountinfo once; the kernel gives a mount's number in it to the next."""
+    own = os.getpid()
+    walk, known = table.Walk(), Table()
+    earlier = [tmp_path / f"earlier-{number}" for number in range(8)]
+    for each in earlier:
+        each.mkdir()
+        tmpfs(each)
+    numbers = {files.whereabouts(os.fsencode(each), files.STATX_MNT_ID).mount for each in earlier}
+    walk.mountinfo(own)
+    for each in earlier:
+        mounts.umount(str(each))
+    for _ in range(100):
+        device = overlay(tmp_path)
+        fd = os.open(tmp_path / "merged", os.O_RDONLY)
+        try:
+            if files.whereabouts(place(fd), files.STATX_MNT_ID).mount in numbers:
+                assert known.device_of(place(fd), own, walk) == device
+                seen = known.known(place(fd))
+                assert isinstance(seen, Mounted) and seen.lies
+                return
+        finally:
+            os.close(fd)
+            mounts.umount(str(tmp_path / "merged"))
+        time.sleep(0.05)  # numbers are free a moment later
+    pytest.skip("the kernel gave other numbers")
+
+
+@pytest.mark.root
+def test_who_does_not_see_a_mount_hides_it_from_nobody_in_a_walk(tmp_path: Path) -> None:
+    """An overlay with layers on two filesystems: a file's st_dev is not the superblock's."""
+    (tmp_path / "upper").mkdir()
+    tmpfs(tmp_path / "upper")
+    for part in ("lower", "merged", "upper/upper", "upper/work"):
+        (tmp_path / part).mkdir()
+    options = {"lowerdir": "lower", "upperdir": "upper/upper", "workdir": "upper/work"}
+    mount = mounts.new_mount("overlay", [("xino", "off"), *((key, str(tmp_path / at)) for key, at in options.items())])
+    mounts.attach(mount, str(tmp_path / "merged"))
+    os.close(mount)
+    fd = os.open(tmp_path / "merged" / "file", os.O_RDWR | os.O_CREAT)
+    device = os.stat(tmp_path / "merged").st_dev
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chroot(tmp_path / "lower")
+        os.write(tell, b"!")
+        threading.Event().wait(60)
+        os._exit(0)
+    try:
+        assert os.read(ready, 1) == b"!"
+        walk, known = table.Walk(), Table()
+        assert known.device_of(b"/proc/%d/fd/%d" % (child, fd), child, walk) == os.fstat(fd).st_dev != device
+        assert known.device_of(b"/proc/%d/fd/%d" % (os.getpid(), fd), os.getpid(), walk) == device
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        for each in (fd, ready, tell):
+            os.close(each)
+        mounts.umount(str(tmp_path / "merged"))
+        mounts.umount(str(tmp_path / "upper"))

@@ -52,13 +52,13 @@ class Walk:
     """What is remembered while the descriptors of many processes are asked about, one process after another."""
 
     def __init__(self) -> None:
-        self.nowhere: dict[int, int] = {}
-        """st_dev of files on mounts that nobody sees, by the mount's id"""
+        self.nowhere: dict[tuple[int, int], int] = {}
+        """st_dev of files on mounts that a thread does not see, by its id and the mount's; others may see them"""
         self._tid = 0
         self._text = b""
 
     def mountinfo(self, tid: int) -> bytes:
-        """What thread `tid` sees, read once. OSError if it is gone."""
+        """What thread `tid` sees, or saw when it was first asked about. OSError if it is gone."""
         if self._tid != tid:
             self._text, self._tid = _mountinfo(tid), tid
         return self._text
@@ -111,7 +111,10 @@ class Table:
         return found
 
     def _learn(self, mount: int, place: bytes, text: bytes) -> bool:
-        """Remember which mount in a mountinfo the one with this id is; False if it is none of them."""
+        """Remember which mount in a mountinfo the one with this id is; False if it is none of them.
+
+        The mountinfo was read after the mount was seen.
+        """
         found = _line(text, files.whereabouts(place, files.STATX_MNT_ID).mount)
         # A number in mountinfo is given away again: was it this mount's all the time?
         if found is None or files.whereabouts(place).mount != mount:
@@ -132,12 +135,14 @@ class Table:
         found = self._remembered(where)
         if found is not None:
             return _device(found)
-        if where.mount not in walk.nowhere:
-            if not self._learn(where.mount, place, walk.mountinfo(tid)):
-                walk.nowhere[where.mount] = where.device
-                return where.device
-            return self._known[where.mount].device
-        return walk.nowhere[where.mount]
+        at = tid, where.mount
+        if at not in walk.nowhere:
+            # What it saw then may have another mount with that number: not that is remembered, but what it sees now.
+            seen = _line(walk.mountinfo(tid), files.whereabouts(place, files.STATX_MNT_ID).mount) is not None
+            if seen and self._learn(where.mount, place, _mountinfo(tid)):
+                return self._known[where.mount].device
+            walk.nowhere[at] = where.device
+        return walk.nowhere[at]
 
     def is_on(self, device: int, tid: int, place: bytes) -> bool:
         """Whether the descriptor is of this superblock, as thread `tid` sees it."""
