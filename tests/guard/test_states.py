@@ -1,6 +1,8 @@
 """What a runtime says of a container, however large or odd: its listener is kept, for without it there is no syncfs."""
 
 import os
+import select
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from overt.events import Events
 from overt.guard.agent import Agent
 from overt.guard.container import Container, State
 from overt.guard.slots import Slots
+from overt.host import seccomp
 
 from .ground import EIO, Ground, fail, wait_until
 from .member import member, new_syncfs, overlay, write
@@ -98,3 +101,46 @@ def test_a_listener_that_ends_while_a_call_is_done_is_let_go_once() -> None:
         for pair in pairs:
             for end in pair:
                 end.close()
+
+
+def bring(at: Path, say: str) -> int:
+    """Bring a listener as no runtime should, keep the connection, and call: what syncfs returns."""
+    runtime = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    runtime.connect(str(at))
+    listener = seccomp.notify("syncfs")
+    whole = b'{"fds": ["seccompFd"], "pid": 1, "state": {"id": "odd", "bundle": "/"}}'
+    if say == "half":
+        socket.send_fds(runtime, [whole[:30]], [listener])
+    else:
+        socket.send_fds(runtime, [whole], [*[0] * 20, listener])
+    os.close(listener)
+    try:
+        return new_syncfs(Path("/"))
+    finally:
+        runtime.close()
+
+
+@pytest.mark.parametrize("say", ["half", "many descriptors"])
+def test_a_runtime_that_says_no_end_or_too_much_has_its_container_get_errors(guarded: Ground, say: str) -> None:
+    """And not ENOSYS. After ten seconds a connection that is kept open has had its time."""
+    container = guarded.container()
+    guard = guarded.guard
+    assert guard is not None
+    with guarded.nothing_kept():
+        given, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(tell, b"%d\n" % bring(guard.socket, say))
+            finally:
+                os._exit(0)
+        os.close(tell)
+        try:
+            assert select.select([given], [], [], 30)[0], "no answer"
+            assert os.read(given, 16) == b"%d\n" % EIO
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(given)
+        assert container.new_syncfs() == 0
+        assert len(guard.events("state not read")) == 1

@@ -4,6 +4,9 @@ A listener that is closed turns every later syncfs(2) of its container into ENOS
 little that can go wrong: it accepts the runtime's connection, keeps what comes (guard/store.py), hands it on, and when
 the worker has died it forks another, which finds everything in its memory. It reads nothing that a container can write.
 
+What it holds of a container's files it closes on other threads (guard/closing.py), for that may ask a server that never
+answers. If such a thread is stuck, this process cannot end before the server does.
+
 SIGTERM ends both. SIGHUP replaces the worker.
 """
 
@@ -18,7 +21,7 @@ import stat
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -40,6 +43,8 @@ _STATE = 1 << 20
 """bytes of a container process state, at most"""
 _KEPT = 1 << 16
 """bytes of what is used of it, at most"""
+_MOST_GIVEN = 253
+"""descriptors with one message (SCM_MAX_FD in the kernel's include/net/scm.h); if it were fewer, some would be lost"""
 _PATIENCE = 10.0
 """seconds for a runtime to say what it has to say"""
 _MOST_CALLERS = 4096
@@ -279,15 +284,15 @@ class Supervisor:
     def _listen_to(self, caller: _Caller) -> None:
         """Take what a runtime says, until it is whole: some runtimes close the connection when the container ends."""
         try:
-            data, fds, _, _ = socket.recv_fds(caller.connection, _KEPT, MOST_FDS)
+            data, fds, _, _ = socket.recv_fds(caller.connection, _KEPT, _MOST_GIVEN)
             caller.data += data
             caller.fds += fds
         except BlockingIOError:
             data = b" "
         except OSError:
             data = b""
-        if len(caller.data) > _STATE and caller.fds and not caller.heard:
-            self._keep(caller, b"")
+        if len(caller.data) > _STATE and not caller.heard:
+            self._keep_listeners(caller, f"{len(caller.data)} bytes of state")
         if caller.heard:
             caller.data.clear()
         bad = len(caller.data) > _STATE or len(caller.fds) > MOST_FDS or time.monotonic() > caller.deadline
@@ -295,28 +300,35 @@ class Supervisor:
             return
         del self._callers[caller.connection.fileno()]
         self._poll.unregister(caller.connection)
-        if caller.heard:
-            caller.drop()
-        elif bad or not caller.fds:
-            self.events.say("refused", why=f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime")
-            caller.drop()
-        else:
-            self._keep(caller, container.shorten(bytes(caller.data)))
-            caller.connection.close()
+        why = f"{len(caller.data)} bytes and {len(caller.fds)} descriptors from a runtime"
+        if not caller.heard and not bad and caller.fds:
+            state = container.shorten(bytes(caller.data))
+            if len(state) <= _KEPT:
+                self._keep(state, caller.fds)
+                caller.fds, caller.heard = [], True
+        if not caller.heard:
+            self._keep_listeners(caller, why)
+        if not caller.heard:
+            self.events.say("refused", why=why)
+        caller.drop()
 
-    def _keep(self, caller: _Caller, state: bytes) -> None:
-        """Take a container's listener; with an empty state, of which the worker can make nothing, if it is too large.
+    def _keep_listeners(self, caller: _Caller, why: str) -> None:
+        """Take listeners that come with no state, or one that cannot be used: the worker answers EIO for them.
 
-        Not to take it would close it, and have the container run on without.
+        Not to take one would close it, and have its container run on without: ENOSYS.
         """
-        if not state or len(state) > _KEPT:
-            self.events.say("state too large", bytes=len(caller.data))
-            state = b""
+        listeners = [fd for fd in caller.fds if container.is_listener(fd)]
+        caller.fds = [fd for fd in caller.fds if fd not in listeners]
+        for fd in listeners:
+            self.events.say("state too large or too late", why=why)
+            self._keep(b"", [fd])
+            caller.heard = True
+
+    def _keep(self, state: bytes, fds: Sequence[int]) -> None:
         self._number += 1
         name = f"listener/{self._number}"
-        self.store.put(name, state.decode(errors="replace"), caller.fds)
+        self.store.put(name, state.decode(errors="replace"), fds)
         self._unsent.append((self._number, name))
-        caller.fds, caller.heard = [], True
 
     def _hand_over(self, worker: socket.socket) -> None:
         """Give new containers to the worker, as far as it takes them now."""
