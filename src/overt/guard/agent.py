@@ -300,10 +300,8 @@ class Agent:
     def _settle(self, upper: Upper) -> None:
         """An error has become known: before the first is told, see who is open. On the upper's flusher."""
         with self.lock:
-            owed = {
-                each.device: each for each in self.overlays.values()
-                if each.upper is upper and each.account is not None and each.account.owed() is not None
-            }  # fmt: skip
+            accounts = [(each, each.account) for each in self.overlays.values() if each.upper is upper]
+        owed = {each.device: each for each, account in accounts if account is not None and account.owed() is not None}
         if self.blame == "owner":
             owed = self._without_bystanders(upper, owed)
         for each, why in overlay.hold_open_ones(owed, self.table, self._skip).items():
@@ -312,7 +310,8 @@ class Agent:
     def _without_bystanders(self, upper: Upper, owed: dict[int, Overlay]) -> dict[int, Overlay]:
         """Those of the overlays that are to be told: the owners of what was lost, or all if that is not certain."""
         newest = upper.ledger.newest
-        since = {device: each.account.reached for device, each in owed.items() if each.account is not None}
+        accounts = {device: each.account for device, each in owed.items()}  # `retire` takes it away meanwhile
+        since = {device: account.reached for device, account in accounts.items() if account is not None}
         if newest is None or not since:
             return owed
         found = self._name(upper, min(since.values()), victims.AT_ONCE)

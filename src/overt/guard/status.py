@@ -33,11 +33,11 @@ def describe(agent: "Agent") -> dict[str, Any]:
             {
                 "upperdir": each.name, "containers": len(each.users), "ids": _ids(agent, each),
                 "owed": len(each.held.entries),
-                "errors": each.account.count if each.account else 0, "told": each.account.told if each.account else 0,
-                "untold": each.account is not None and each.account.untold,
-                "guarded": each.account is not None,
+                "errors": account.count if account else 0, "told": account.told if account else 0,
+                "untold": account is not None and account.untold,
+                "guarded": account is not None,
             }
-            for each in overlays
+            for each, account in [(each, each.account) for each in overlays]  # `retire` takes it away meanwhile
         ],
         "uppers": [
             {
