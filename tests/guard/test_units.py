@@ -124,7 +124,10 @@ def test_descriptions_are_found_among_many_by_any_descriptor_of_theirs() -> None
     for fd in (*fds, other, duplicate):
         os.close(fd)
     assert held.prune(set()) == []
-    assert sorted(map(int, held.prune(set()))) == list(range(50))
+    gone = held.prune(set())
+    assert sorted(int(name) for _, name in gone) == list(range(50))
+    for fd, _ in gone:
+        os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from overt.guard import descriptions, overlay
 from overt.guard.descriptions import Held
-from overt.guard.table import Table
+from overt.guard.table import Mounted, Table
+from overt.host import mounts
 from overt.ledger import Description, Ledger
 
 from .ground import wait_until
+from .member import overlay as mount
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -148,4 +151,73 @@ def test_after_a_walk_that_was_broken_off_not_all_are_known_and_none_is_let_go(m
     assert overlay.hold_open_ones(overlays, Table(), set()) == {known: "too many"}
     assert known.incomplete
     overlay.let_go_of_closed_ones(overlays, Table(), set())
-    known.held.take(0)
+    os.close(known.held.take(0)[0])
+
+
+def test_who_swaps_its_file_as_soon_as_it_is_told_has_not_had_the_other_told(tmp_path: Path) -> None:
+    """While not all are known: what is remembered as told is what was told."""
+    mount(tmp_path)
+    one, other = (os.open(tmp_path / "merged" / name, os.O_RDWR | os.O_CREAT) for name in ("one", "other"))
+    again = os.dup(one)
+    own = os.getpid()
+    mounted = Table().mount_of(b"/proc/self/fd/%d" % one, (own,))
+    assert isinstance(mounted, Mounted)
+    unused: Any = None
+    keeper: Any = SimpleNamespace(put=lambda *_: None, drop=lambda _: None)
+    each = overlay.Overlay(mounted, overlay.Resources(keeper, unused, unused, unused), "c")
+    ledger = Ledger()
+    each.account = ledger.open_account("overlay")
+    each.mounts.add(mounted.id)
+    each.save = lambda: None  # type: ignore[method-assign]
+    ledger.record(errno.EIO, 0.0, "probe")
+    each.account.open()
+    each.incomplete = True
+    told: list[int] = []
+
+    def swap(code: int) -> bool:
+        os.dup2(other, one)
+        told.append(code)
+        return True
+
+    def say(code: int) -> bool:
+        told.append(code)
+        return True
+
+    try:
+        each.judge(own, one, None, swap)
+        for fd in (other, again):
+            each.judge(own, fd, None, say)
+        assert told == [errno.EIO, errno.EIO, 0]
+        assert [each.held.find(own, fd)[1] for fd in (other, again)] == [True, True]
+    finally:
+        for fd in (one, other, again):
+            os.close(fd)
+        mounts.umount(str(tmp_path / "merged"), mounts.MNT_DETACH)
+
+
+def test_an_overlay_that_goes_while_a_walk_begins_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Going(Known):
+        """Its account is taken away after one look at it."""
+
+        def __init__(self) -> None:
+            self.looks = 0
+            super().__init__()
+
+        @property
+        def account(self) -> Any:
+            self.looks += 1
+            return self._account if self.looks == 1 else None
+
+        @account.setter
+        def account(self, account: Any) -> None:
+            self._account = account
+
+        def prune(self, seen: set[int]) -> None:
+            pass
+
+    monkeypatch.setattr(descriptions, "walk", lambda skip: iter(()))
+    known = Going()
+    known.incomplete = True
+    overlays: Any = {known.device: known}
+    overlay.let_go_of_closed_ones(overlays, Table(), set())
+    os.close(known.held.take(0)[0])

@@ -15,11 +15,13 @@ in a few comparisons. The order holds as long as they exist, which those that ar
 import contextlib
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from stat import S_IRUSR, S_IWUSR
 
+from overt.guard.closing import Closer
+from overt.guard.room import Room
 from overt.host import process
 from overt.ledger import Description
 
@@ -60,15 +62,14 @@ class Held:
             self.entries.insert(at, (fd, description, name))
         return not there
 
-    def take(self, at: int) -> str:
-        """Let go of an entry; its name in the store."""
+    def take(self, at: int) -> tuple[int, str]:
+        """Take an entry out: our descriptor, which is the caller's to give back, and its name in the store."""
         fd, _, name = self.entries.pop(at)
         self._missed.pop(fd, None)
-        os.close(fd)
-        return name
+        return fd, name
 
-    def prune(self, seen: set[int]) -> list[str]:
-        """Let go of entries that several walks have not seen (`seen`: our descriptors); their names in the store."""
+    def prune(self, seen: set[int]) -> list[tuple[int, str]]:
+        """Take out the entries that several walks have not seen (`seen`: our descriptors), as `take` does."""
         gone = []
         for at in reversed(range(len(self.entries))):
             fd = self.entries[at][0]
@@ -109,18 +110,53 @@ def is_path(place: bytes) -> bool:
     return bool(int(flags, 8) & os.O_PATH)
 
 
-def borrow(tid: int, fd: int, is_right: Callable[[bytes], bool]) -> int:
-    """A duplicate of descriptor `fd` of thread `tid`, if it still is the one that was meant; OSError if not."""
+class Loans:
+    """Duplicates of containers' descriptors. Each takes room until it is closed, which may be never (guard/closing.py).
+
+    Any thread may call any method.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._closer = Closer()
+
+    def borrow(
+        self, party: str, tid: int, fd: int, is_right: Callable[[bytes], bool], *, told: bool = False
+    ) -> int:  # fmt: skip
+        """A duplicate of descriptor `fd` of thread `tid`, to be given back; -1 if `party` has no room (see `Room`).
+
+        OSError if it is not the one any more that was meant: `is_right` says so of a path of it.
+        """
+        if not self._room.take(party, told=told):
+            return -1
+        try:
+            ours = _duplicate(tid, fd)
+        except BaseException:
+            self._room.give(party, told=told)
+            raise
+        try:
+            if not is_right(b"/proc/self/fd/%d" % ours):
+                raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} of {tid} is another file now")
+        except BaseException:
+            self.give_back(party, ours, told=told)
+            raise
+        return ours
+
+    def drop(self, party: str, fd: int) -> None:
+        """Have a duplicate closed that was not borrowed here, and has no room. Waits for no filesystem."""
+        self._closer.close(party, fd)
+
+    def give_back(self, party: str, fd: int, *, told: bool = False) -> None:
+        """Have a duplicate closed, and its room given back then. Waits for no filesystem."""
+        self._closer.close(party, fd, partial(self._room.give, party, told=told))
+
+
+def _duplicate(tid: int, fd: int) -> int:
     pidfd = process.open_thread(tid)
     try:
-        ours = process.borrow_fd(pidfd, fd)
+        return process.borrow_fd(pidfd, fd)
     finally:
         os.close(pidfd)
-    if not is_right(b"/proc/self/fd/%d" % ours):
-        # It was swapped under us. Closing may ask a server that does not answer: not on this thread.
-        threading.Thread(target=os.close, args=(ours,), daemon=True).start()
-        raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} of {tid} is another file now")
-    return ours
 
 
 def _numbers(tid: int) -> list[str]:

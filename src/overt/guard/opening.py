@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from overt.guard import anchor, container, places, table
+from overt.guard import anchor, container, listener, places, table
 from overt.guard.container import Container
 from overt.guard.overlay import Caller, Ended, Overlay
 from overt.guard.slots import Notification
@@ -32,6 +32,10 @@ _MOST_MOUNTS = 1 << 12
 """mounts of one overlay that are remembered as such; a container can make any number"""
 _ATTEMPTS = 8
 """overlays that may end while a container's is opened"""
+
+
+class _Gone(Exception):
+    """A caller has ended, or closed its descriptor: what it would have shown, the next one may."""
 
 
 def look_around(agent: "Agent", guarded: Container) -> None:
@@ -72,6 +76,9 @@ def _open(agent: "Agent", guarded: Container, mounts: Iterable[Mounted]) -> None
                     return
                 except Ended:
                     replace(agent, each)
+                except OSError:
+                    abandon(agent, each)
+                    raise
         finally:
             held.close()
     raise why or OSError(errno.EAGAIN, "overlays come and go too fast")
@@ -130,19 +137,24 @@ def open_first(agent: "Agent", guarded: Container, slot: int, call: Notification
 def _open_for_all(agent: "Agent", each: Overlay, first: Container) -> None:
     """Open an overlay, which may take any time, for all who call meanwhile."""
     came_to: dict[int, Exception | None] = {}  # by mount
+    gone: dict[int, Exception] = {}  # by slot: of those whose descriptor, or who themselves, are there no more
     callers: list[Caller] = []
     while not callers:
         with agent.lock:
-            left = next((caller for caller in each.callers if caller[3].id not in came_to), None)
+            left = next((one for one in each.callers if one[3].id not in came_to and one[1] not in gone), None)
             if left is None:
                 callers, each.callers = each.callers, []
                 first.opening -= 1
         if left is not None:
-            came_to[left[3].id] = _open_for(agent, each, left)
+            try:
+                came_to[left[3].id] = _open_for(agent, each, left)
+            except _Gone as error:
+                gone[left[1]] = error
     if any(isinstance(why, Ended) for why in came_to.values()):
         replace(agent, each)
+    abandon(agent, each)
     for guarded, slot, call, mounted in callers:
-        why = came_to[mounted.id]
+        why = gone[slot] if mounted.id not in came_to else came_to[mounted.id]
         if why is None:
             agent.flush(each, guarded, slot, call)
         elif isinstance(why, Ended):
@@ -152,20 +164,43 @@ def _open_for_all(agent: "Agent", each: Overlay, first: Container) -> None:
 
 
 def _open_for(agent: "Agent", each: Overlay, caller: Caller) -> Exception | None:
+    """Open an overlay by one caller's descriptor: None, or why it cannot be. _Gone if that says nothing of others."""
     guarded, _, call, mounted = caller
     try:
         held = anchor.of_descriptor(call.tid, call.argument, mounted)
-        try:
-            uuid = places.uuid_by(call.tid, call.argument, lambda at: files.whereabouts(at).mount == mounted.id)
-            each.open(held, [call.tid, guarded.state.pid], uuid)
-        finally:
-            held.close()
-    except (OSError, Ended) as error:
+    except OSError as error:
+        raise _Gone(str(error)) from None
+    try:
+        each.open(held, [call.tid, guarded.state.pid], _uuid_by(agent, caller))
+    except Ended as error:
         return error
+    except OSError as error:
+        if not listener.is_valid(guarded.fd, call.id):
+            raise _Gone(str(error)) from None
+        return error
+    except _Gone:
+        raise
     except Exception as error:
         agent.events.crash("opening an overlay")
         return error
+    finally:
+        held.close()
     return None
+
+
+def _uuid_by(agent: "Agent", caller: Caller) -> bytes:
+    """The UUID of the overlay that a caller's descriptor is of; empty if it has none, or there is no room to ask."""
+    guarded, _, call, mounted = caller
+    loans, party = agent.shared.loans, guarded.state.id
+    try:
+        ours = loans.borrow(party, call.tid, call.argument, lambda at: files.whereabouts(at).mount == mounted.id)
+    except OSError as error:
+        raise _Gone(str(error)) from None
+    try:
+        return places.uuid_of(ours) if ours >= 0 else b""
+    finally:
+        if ours >= 0:
+            loans.give_back(party, ours)
 
 
 def of_number(agent: "Agent", device: int) -> Overlay | None:
@@ -187,6 +222,21 @@ def replace(agent: "Agent", each: Overlay) -> None:
             for number in each.users & agent.containers.keys():
                 agent.containers[number].devices.discard(each.device)
     agent.apart(_let_go, agent, each)
+
+
+def abandon(agent: "Agent", each: Overlay) -> None:
+    """Let go of an overlay that could not be marked: the next with its number is another one, and perhaps another's.
+
+    Whoever comes to it in the meantime has another one made (Ended).
+    """
+    if each.marked or not each.door.acquire(blocking=False):  # who is opening it does this afterwards
+        return
+    try:
+        each.deserted = each.deserted or not each.marked
+    finally:
+        each.door.release()
+    if each.deserted and not each.marked:
+        replace(agent, each)
 
 
 def leave(agent: "Agent", guarded: Container) -> None:

@@ -20,7 +20,7 @@ from functools import partial
 from overt.guard import descriptions, places
 from overt.guard.anchor import Anchor
 from overt.guard.container import Container
-from overt.guard.descriptions import Held
+from overt.guard.descriptions import Held, Loans
 from overt.guard.places import Place
 from overt.guard.records import Records
 from overt.guard.room import Room
@@ -61,6 +61,7 @@ class Resources:
         self.records = records
         self.marks = marks
         self.room = Room()
+        self.loans = Loans(self.room)
 
 
 class Overlay:
@@ -238,8 +239,8 @@ class Overlay:
 
     def prune(self, seen: set[int]) -> None:
         """Let go of descriptions that nobody has had open for a while (see `Held.prune`). The caller has `lock`."""
-        for name in self.held.prune(seen):
-            self._give_back(name)
+        for fd, name in self.held.prune(seen):
+            self._give_back(fd, name)
 
     def hold_again(self, fd: int, since: int, name: str) -> None:
         """Hold a description as another worker did."""
@@ -250,37 +251,39 @@ class Overlay:
                 added = self.held.add(fd, Description(since), name)
             if added:
                 return
-            self._shared.room.give(self.party, told=told)
+            self._shared.loans.give_back(self.party, fd, told=told)
+        else:
+            self._shared.loans.drop(self.party, fd)
         self.incomplete |= added is None
-        os.close(fd)
 
-    def hold(self, tid: int, fd: int, is_right: Callable[[bytes], bool], since: int, *, told: bool = False) -> bool:
+    def hold(self, tid: int, fd: int, is_right: Callable[[bytes], bool], since: int) -> bool:
         """Hold the description behind descriptor `fd` of thread `tid`, at position `since`; False if there is no room.
 
-        `is_right` as in `descriptions.borrow`, whose OSError it raises. The caller has `lock`.
+        `is_right` as in `Loans.borrow`, whose OSError it raises. The caller has `lock`.
         """
-        if not self._shared.room.take(self.party, told=told):
-            return False
+        ours = self._shared.loans.borrow(self.party, tid, fd, is_right)
+        if ours >= 0:
+            self._enter(ours, since)
+        return ours >= 0
+
+    def _enter(self, ours: int, since: int, *, told: bool = False) -> None:
+        """Hold the description that was borrowed as `ours`, or give it back if it is held already. OSError."""
+        name = f"owed/{self.record}/{os.getpid()}/{next(_numbers)}" + _TOLD * told
         added = False
         try:
-            ours = descriptions.borrow(tid, fd, is_right)
-            name = f"owed/{self.record}/{os.getpid()}/{next(_numbers)}" + _TOLD * told
             added = self.held.add(ours, Description(since), name)
-            if added:
-                self._shared.keeper.put(name, since, [ours])
-            else:
-                os.close(ours)
         finally:
             if not added:
-                self._shared.room.give(self.party, told=told)
-        return True
+                self._shared.loans.give_back(self.party, ours, told=told)
+        if added:
+            self._shared.keeper.put(name, since, [ours])
 
     def _let_go(self, at: int) -> None:
-        self._give_back(self.held.take(at))
+        self._give_back(*self.held.take(at))
 
-    def _give_back(self, name: str) -> None:
+    def _give_back(self, fd: int, name: str) -> None:
         self._shared.keeper.drop(name)
-        self._shared.room.give(self.party, told=name.endswith(_TOLD))
+        self._shared.loans.give_back(self.party, fd, told=name.endswith(_TOLD))
 
     def judge(self, tid: int, fd: int, failure: OSError | None, send: Send) -> bool:
         """Answer a syncfs(2) on descriptor `fd` of thread `tid`, whose flush came to `failure`.
@@ -300,31 +303,50 @@ class Overlay:
             description = self.held.entries[at][1] if held else self._not_held(account)
             before = (account.cursor, account.told, account.heard, description.since)
             code = account.syncfs(description)
-            sent = send(code or (failure.errno or errno.EIO if failure else 0))
+            # Before it is told: as soon as it is, the caller may have another file at that number.
+            ours = self._borrow(tid, fd) if code and self.incomplete and not held else -1
+            sent = False
+            try:
+                sent = send(code or (failure.errno or errno.EIO if failure else 0))
+            finally:
+                if ours >= 0 and not sent:
+                    self._shared.loans.give_back(self.party, ours, told=True)
             if not code:
                 return True
             if not sent:
                 account.cursor, account.told, account.heard, description.since = before
                 return True
             self.save()
-            if self.incomplete:
-                self._remember(tid, fd, description, at if held else -1)
-            elif held:
-                self._let_go(at)
+            if held:
+                self._told(at, description)
+            elif ours >= 0:
+                with contextlib.suppress(OSError):  # else it is told again, once too often
+                    self._enter(ours, description.since, told=True)
             return True
 
     def _not_held(self, account: Account) -> Description:
         """The position of a description that is not held: it came later. If that is not known, it is owed an error."""
         return Description(_BEFORE) if self.incomplete else account.open()
 
-    def _remember(self, tid: int, fd: int, description: Description, at: int) -> None:
-        """Hold a description that was told: while not all are known, those that are not held are told."""
-        if at >= 0:
+    def _borrow(self, tid: int, fd: int) -> int:
+        """A duplicate of a description that is about to be told, to be held then: who is not held is told again.
+
+        -1 if it cannot be had: it is told once too often.
+        """
+        with contextlib.suppress(OSError):
+            return self._shared.loans.borrow(self.party, tid, fd, self._is_of_this, told=True)
+        return -1
+
+    def _is_of_this(self, place: bytes) -> bool:
+        return whereabouts(place).mount in self.mounts
+
+    def _told(self, at: int, description: Description) -> None:
+        """Let go of a description that was told; but keep it while not all are known (see `_borrow`)."""
+        if self.incomplete:
             ours, _, name = self.held.entries[at]
             self._shared.keeper.put(name, description.since, [ours])
-            return
-        with contextlib.suppress(OSError):  # else it is told again, once too often
-            self.hold(tid, fd, lambda place: whereabouts(place).mount in self.mounts, description.since, told=True)
+        else:
+            self._let_go(at)
 
     def _find(self, tid: int, fd: int) -> tuple[int, bool]:
         if not self.held.entries:
@@ -376,7 +398,8 @@ def let_go_of_closed_ones(overlays: dict[int, Overlay], table: Table, skip: set[
     let go, and it is as it was, if the walk does not come to its end.
     """
     seen: dict[int, set[int]] = {device: set() for device in overlays}
-    reached = {device: each.account.reached for device, each in overlays.items() if each.account and each.incomplete}
+    accounts = {device: each.account for device, each in overlays.items() if each.incomplete}  # `retire` takes it away
+    reached = {device: account.reached for device, account in accounts.items() if account is not None}
     try:
         for overlay, tid, fd in _descriptors(overlays, table, skip):
             if overlay.device in reached and _hold(overlay, tid, fd, table):

@@ -16,10 +16,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from overt.guard import descriptions, table
+from overt.guard import table
 from overt.guard.table import Mounted
 from overt.host import files, private
 
@@ -152,22 +152,8 @@ def _open(root: str, path: bytes) -> int:
         os.close(base)
 
 
-def uuid_by(tid: int, fd: int, is_right: Callable[[bytes], bool]) -> bytes:
-    """The UUID of the overlay that descriptor `fd` of thread `tid` is of; empty if it has none, or is not right.
-
-    `is_right`: see `descriptions.borrow`.
-    """
-    try:
-        ours = descriptions.borrow(tid, fd, is_right)
-    except OSError:  # closed meanwhile, or another file
-        return b""
-    try:
-        return _uuid_of(ours)
-    finally:
-        os.close(ours)
-
-
-def _uuid_of(fd: int) -> bytes:
+def uuid_of(fd: int) -> bytes:
+    """The UUID of the overlay that our own descriptor `fd` is of; empty if it has none."""
     answer = bytearray(17)
     try:
         fcntl.ioctl(fd, files.FS_IOC_GETFSUUID, answer)
@@ -194,7 +180,7 @@ def _mounted_uuid(root: str, mounted: Mounted) -> bytes:
     try:
         if os.fstat(fd).st_dev != mounted.device:  # something is mounted over it
             return b""
-        return _uuid_of(fd)
+        return uuid_of(fd)
     except OSError:  # what is there is not for us to look at
         return b""
     finally:

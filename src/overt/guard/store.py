@@ -16,6 +16,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from overt.guard.closing import Closer
+
 MESSAGE = 1 << 17
 """bytes, at most"""
 MOST_FDS = 16
@@ -34,17 +36,21 @@ class Store:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self._closer = Closer()
 
     def put(self, name: str, value: Any, fds: Sequence[int]) -> None:
         """Keep an entry; descriptors of the one that it replaces are closed."""
-        self.drop(name)
+        if name.startswith("owed/"):
+            self.drop(name)
+        for fd in self.entries[name].fds if name in self.entries else ():
+            os.close(fd)  # of directories, which asks nobody: they are in the new entry again
         self.entries[name] = Entry(value, tuple(fds))
 
     def drop(self, name: str) -> None:
-        """Forget an entry, if there is one."""
+        """Forget an entry, if there is one. Its descriptors are closed on another thread, as it may take for ever."""
         entry = self.entries.pop(name, None)
         for fd in entry.fds if entry else ():
-            os.close(fd)
+            self._closer.close("/".join(name.split("/")[:3]), fd)
 
     def hear(self, worker: socket.socket) -> bool:
         """Carry out one message of the worker's; False at its end."""

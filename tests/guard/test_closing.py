@@ -1,0 +1,154 @@
+"""Overlays with a FUSE layer whose server has stopped: closing a duplicate of a file there keeps nobody."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from overt.guard.descriptions import Loans
+from overt.guard.room import Room
+from overt.guard.store import Store
+from overt.host import mounts
+
+from .ground import EIO, Ground, wait_until
+from .member import member, new_syncfs, syncfs
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+KEPT: list[int] = []
+
+
+class Layer:
+    """A directory that fuse-overlayfs serves, with one file in it."""
+
+    def __init__(self, below: Path) -> None:
+        self.path = below / "served"
+        parts = {name: below / name for name in ("source", "fuse-upper", "fuse-work", "served")}
+        for part in parts.values():
+            part.mkdir(parents=True)
+        (parts["source"] / "file").write_text("lower")
+        options = f"lowerdir={parts['source']},upperdir={parts['fuse-upper']},workdir={parts['fuse-work']}"
+        before = os.stat(self.path).st_dev
+        self._server = subprocess.Popen(["fuse-overlayfs", "-f", "-o", options, str(self.path)])
+        wait_until(lambda: os.stat(self.path).st_dev != before, "it is mounted")
+
+    def stop(self) -> None:
+        """Have it answer nothing."""
+        self._server.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """Whoever waits for it has an error then: its connection is gone."""
+        self._server.kill()
+        self._server.wait(20)
+
+    def end(self) -> None:
+        self.kill()
+        mounts.umount(str(self.path), mounts.MNT_DETACH)
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[Layer]:
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("not installed: fuse-overlayfs")
+    made = Layer(tmp_path / "layer")
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def mount_on(layer: Path, below: Path) -> None:
+    """An overlay on BELOW/merged, whose lower directory is `layer`."""
+    for part in ("upper", "work", "merged"):
+        (below / part).mkdir(parents=True, exist_ok=True)
+    options = [("lowerdir", str(layer)), ("upperdir", str(below / "upper")), ("workdir", str(below / "work"))]
+    fd = mounts.new_mount("overlay", options)
+    try:
+        mounts.attach(fd, str(below / "merged"))
+    finally:
+        os.close(fd)
+
+
+def returns(act: Callable[[], object], seconds: float = 5.0) -> bool:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+@pytest.fixture
+def stuck(layer: Layer, tmp_path: Path) -> Iterator[int]:
+    """A descriptor on an overlay over a layer that does not answer."""
+    mount_on(layer.path, tmp_path / "overlay")
+    fd = os.open(tmp_path / "overlay" / "merged" / "file", os.O_RDONLY)
+    layer.stop()
+    try:
+        yield fd
+    finally:
+        layer.kill()
+        with suppress(OSError):  # of the server that is no more
+            os.close(fd)
+        mounts.umount(str(tmp_path / "overlay" / "merged"), mounts.MNT_DETACH)
+
+
+def test_what_the_supervisor_forgets_is_closed_on_another_thread(stuck: int) -> None:
+    store = Store()
+    for number in range(2):
+        store.put(f"owed/7/1/2/{number}", 0, [os.dup(stuck)])
+    assert returns(lambda: store.drop("owed/7/1/2/0"))
+    assert returns(lambda: store.put("owed/7/1/2/1", 1, []))
+    assert list(store.entries) == ["owed/7/1/2/1"]
+
+
+def test_a_duplicate_takes_room_until_it_is_closed_and_keeps_no_other_party(stuck: int) -> None:
+    loans = Loans(Room(32))  # two for each party
+    me, other = os.getpid(), os.open("/", os.O_RDONLY)
+    try:
+        held = [loans.borrow("one", me, stuck, lambda place: True) for _ in range(3)]
+        assert held[2] == -1 and min(held[:2]) >= 0
+        assert returns(lambda: [loans.give_back("one", fd) for fd in held[:2]])
+        assert loans.borrow("one", me, stuck, lambda place: True) == -1
+        ours = loans.borrow("two", me, other, lambda place: True)
+        loans.give_back("two", ours)
+        wait_until(lambda: not os.path.exists(f"/proc/self/fd/{ours}"), "the other party's is closed")
+    finally:
+        os.close(other)
+
+
+def keep_open(path: Path) -> None:
+    KEPT.append(os.open(path, os.O_RDONLY))
+
+
+def ask() -> int:
+    return syncfs(KEPT[-1])
+
+
+def test_a_layer_that_never_answers_keeps_only_its_own_container(guarded: Ground, layer: Layer) -> None:
+    volume = Path(guarded.disk.path, "volume")
+    container = guarded.container()
+    old = container.open()
+    with member(guarded) as one:
+        try:
+            one.do(mount_on, layer.path, volume)
+            assert one.do(new_syncfs, volume / "merged") == 0
+            one.do(
+                keep_open, volume / "merged" / "file"
+            )  # and none is closed before, or it is known that it need not be
+            layer.stop()
+            for _ in range(2):
+                container.lose()
+                assert container.syncfs(old) == EIO  # the other's is held now
+                assert one.do(ask) == EIO  # it is let go of, by both processes
+                assert container.syncfs(old) == 0
+            late = guarded.container()
+            assert late.new_syncfs() == 0
+            assert guarded.guard is not None
+            assert (guarded.guard.status()["crashes"], guarded.guard.events("worker ended")) == (0, [])
+        finally:
+            layer.kill()
