@@ -116,10 +116,13 @@ def open_first(agent: "Agent", guarded: Container, slot: int, call: Notification
     ours = (guarded, slot, call, mounted)
     with agent.lock:
         opening = bool(each.callers)
-        if not opening and guarded.opening >= _MOST_OPENING:
-            raise OSError(errno.EAGAIN, f"{_MOST_OPENING} others are being opened")
-        each.callers.append(ours)
-        guarded.opening += not opening
+        refused = not opening and guarded.opening >= _MOST_OPENING
+        if not refused:
+            each.callers.append(ours)
+            guarded.opening += not opening
+    if refused:
+        abandon(agent, each)
+        raise OSError(errno.EAGAIN, f"{_MOST_OPENING} others are being opened")
     if opening:
         return
     try:
@@ -131,6 +134,7 @@ def open_first(agent: "Agent", guarded: Container, slot: int, call: Notification
         for caller in callers:
             if caller is not ours:
                 agent.not_guarded(*caller[:3], each.name, str(error))
+        abandon(agent, each)
         raise OSError(errno.EAGAIN, str(error)) from error
 
 

@@ -96,7 +96,7 @@ def _hold_again(agent: "Agent", name: str, entry: Entry) -> None:
     if overlay is not None and overlay.record == f"{device}/{record}":
         overlay.hold_again(entry.fds[0], entry.value, name)
     else:
-        os.close(entry.fds[0])
+        agent.shared.loans.drop(device, entry.fds[0])
         agent.keeper.drop(name)
 
 
