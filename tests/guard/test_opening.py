@@ -50,16 +50,26 @@ class Scene:
         opening.open_first(self.agent, self.guarded, slot, CALL, MOUNTED)
 
 
-def test_a_call_for_which_there_is_no_thread_keeps_none_of_the_later_ones() -> None:
+@pytest.fixture
+def abandoned(monkeypatch: pytest.MonkeyPatch) -> list[Overlay]:
+    """The overlays that were let go of."""
+    found: list[Overlay] = []
+    monkeypatch.setattr(opening, "abandon", lambda agent, each: found.append(each))
+    return found
+
+
+def test_a_call_for_which_there_is_no_thread_keeps_none_of_the_later_ones(abandoned: list[Overlay]) -> None:
     scene = Scene()
     with pytest.raises(OSError, match="thread"):
         scene.call(0)
     assert (scene.overlay.callers, scene.guarded.opening) == ([], 0)
+    assert abandoned == [scene.overlay]
     scene.exhausted = False
     scene.call(1)
     assert (scene.started, scene.guarded.opening, len(scene.overlay.callers)) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("abandoned")
 def test_who_called_in_between_is_answered_too() -> None:
     scene = Scene()
     scene.late = (scene.guarded, 9, CALL, MOUNTED)
