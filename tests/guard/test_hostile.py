@@ -82,7 +82,7 @@ def test_a_disk_that_hangs_keeps_only_its_own_containers_and_killing_one_leaks_n
             guarded.disk.resume()
         assert stuck.hear() == [0]
         wait_until(lambda: len(status()["containers"]) == 2, "the killed container is let go")
-        assert [each["waiting"] for each in status()["containers"]] == [0, 0]
+        wait_until(lambda: [each["waiting"] for each in status()["containers"]] == [0, 0], "both calls are done")
         guarded.end(well)
         wait_until(lambda: len(status()["uppers"]) == 1, "the second disk is let go")
 

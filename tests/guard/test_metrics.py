@@ -127,6 +127,8 @@ def test_an_error_that_was_others_is_not_counted(bare: Ground) -> None:
     victim, other = bare.container(), bare.container("runc")
     victim.lose()
     assert [other.new_syncfs(), victim.new_syncfs()] == [0, 5]
+    status = bare.guard.status
+    wait_until(lambda: not any(each["waiting"] for each in status()["containers"]), "what was told is on record")
     bare.guard.kill_worker()
     found: dict[str, float] = {}
 
