@@ -53,7 +53,7 @@ class Browser:
 
         self._process = subprocess.Popen(
             command, pass_fds=[3, 4], preexec_fn=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "TMPDIR": self._profile},
         )  # fmt: skip
         os.close(to_read)
         os.close(to_write)
