@@ -18,7 +18,9 @@ from overt.lab import bounded
 from overt.server import registry
 
 from .conftest import Servers
+from .container import Container
 from .scene import PAGE, Overlay, Server, open_scene, run_overt, syncfs, told, wait_until
+from .test_many_disks import has_ended
 
 pytestmark = pytest.mark.root
 
@@ -250,6 +252,17 @@ def test_sigterm_unmounts_everything(own: Server) -> None:
 # SIGSTOP
 
 
+def stop_and_wait(server: Server, container: Container, fd: int) -> None:
+    """Stop the server while somebody in the container asks it; he goes free, and the server is put down."""
+    os.kill(server.pid, signal.SIGSTOP)
+    container.begin("syncfs", fd)
+    begun = time.monotonic()
+    assert container.end() != 0
+    assert time.monotonic() - begun < 20
+    wait_until(lambda: not server.alive, "the server is put down")
+    container.close()
+
+
 @pytest.mark.timeout(60)
 def test_a_server_that_has_stopped_answering_is_put_down_and_who_waits_goes_free(servers: Servers) -> None:
     server = servers.start("patience")
@@ -258,13 +271,7 @@ def test_a_server_that_has_stopped_answering_is_put_down_and_who_waits_goes_free
         container = scene.container()
         fd = container.open(overlay.target)
         loop = loop_of(overlay)
-        os.kill(server.pid, signal.SIGSTOP)
-        container.begin("syncfs", fd)
-        begun = time.monotonic()
-        assert container.end() != 0
-        assert time.monotonic() - begun < 20
-        wait_until(lambda: not server.alive, "the server is put down")
-        container.close()
+        stop_and_wait(server, container, fd)
         scene.containers.remove(container)
         assert run_overt("umount", str(overlay.target)).returncode == 3
         wait_until(lambda: gone(loop), "the loop device is let go of")
@@ -312,13 +319,7 @@ def test_a_watchdog_that_is_killed_has_a_successor_that_guards_the_same_mounts(s
         assert processor_seconds(server.pid) - before < 0.5
         assert len(scene.events("the watchdog has ended: another one is started")) == 1
         loops = [loop_of(overlay), loop_of(late)]
-        os.kill(server.pid, signal.SIGSTOP)
-        container.begin("syncfs", fd)
-        begun = time.monotonic()
-        assert container.end() != 0
-        assert time.monotonic() - begun < 20
-        wait_until(lambda: not server.alive, "the server is put down")
-        container.close()
+        stop_and_wait(server, container, fd)
         scene.containers.remove(container)
         for each in (overlay, late):
             assert run_overt("umount", str(each.target)).returncode == 3
@@ -410,8 +411,11 @@ def namespace_that_dies(base: Path, name: str, *, watched: bool, off: str = "") 
         pid, watchdogs, path, inode = json.load(pipe)
     assert bounded.wait(child, 30) == 0
     assert watchdogs
-    for each in [] if watched else watchdogs:
-        os.kill(each, signal.SIGKILL)
+    if not watched:
+        os.kill(pid, signal.SIGSTOP)  # it would start another one
+        for each in watchdogs:
+            os.kill(each, signal.SIGKILL)
+            wait_until(lambda each=each: has_ended(each), "the watchdog ends", 5)
     os.kill(pid, signal.SIGKILL)
     return path, inode
 
