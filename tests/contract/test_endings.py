@@ -5,12 +5,11 @@ import os
 import signal
 import threading
 import time
-from subprocess import CompletedProcess
 
 import pytest
 
 from overt.host import mounts
-from overt.server.client import ServerError
+from overt.server.client import Client, ServerError
 from overt.server.watchdog import abort
 
 from .conftest import Servers
@@ -21,25 +20,32 @@ from .test_rule_10_the_last_flush import in_the_tree, on_the_disk, outcome, umou
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 SLOWLY = 1.0
-WELL = (0, "no error recorded\n")
+WELL = "no error recorded"
 
 
 class Umount(threading.Thread):
-    """`overt umount` beside whatever else happens."""
+    """An unmount of overt's own, beside whatever else happens: it has begun a few milliseconds later."""
 
     def __init__(self, overlay: Overlay) -> None:
         super().__init__(daemon=True)
-        self._target_path = str(overlay.target)
-        self.done: CompletedProcess[str] | None = None
+        self._overlay = overlay
+        self._verdict: object = None
         self.start()
 
     def run(self) -> None:
-        self.done = run_overt("umount", self._target_path)
+        client = Client(self._overlay.scene.server.socket)
+        try:
+            self._verdict = client.umount(str(self._overlay.target))["verdict"]
+        except (ServerError, OSError) as error:
+            self._verdict = error
+        finally:
+            client.close()
 
-    def result(self) -> tuple[int, str]:
+    def result(self) -> object:
+        """The verdict, or the error."""
         self.join(30)
-        assert self.done is not None, "overt umount has not ended"
-        return self.done.returncode, self.done.stdout + self.done.stderr
+        assert not self.is_alive(), "the unmount has not ended"
+        return self._verdict
 
 
 def logged(server: Server, kind: str) -> list[dict[str, object]]:
@@ -48,7 +54,7 @@ def logged(server: Server, kind: str) -> list[dict[str, object]]:
     return [event for event in events if event["event"] == kind]
 
 
-def test_whoever_is_second_with_overt_umount_has_the_same_verdict(servers: Servers) -> None:
+def test_whoever_is_second_has_the_same_verdict(servers: Servers) -> None:
     with open_scene("ext4", servers.start(f"slow_flush:{SLOWLY}")) as scene:
         overlay, _ = scene.overlay(), scene.overlay()
         scene.close(overlay.write("file"))
@@ -116,7 +122,7 @@ def test_an_unmount_that_comes_too_late_does_not_keep_the_server(servers: Server
             abort(device)
             raise
         server.process.wait(5)
-        assert ours.result()[0] == 1
+        assert isinstance(ours.result(), Exception)
         scene.overlays.remove(overlay)
         with_the_mount(overlay)
     server.client.close()
