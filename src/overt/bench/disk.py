@@ -15,6 +15,7 @@ from pathlib import Path
 
 from overt.bench import tools
 from overt.host import files, loop, mounts
+from overt.server import registry
 
 
 @contextlib.contextmanager
@@ -42,6 +43,8 @@ def disk(size: int) -> Iterator[Path]:
             _mount("ext4", place / "ext4", [("source", device.path)], undo)
         finally:
             os.close(device.fd)
+        # /run is in memory on most systems; where it is not, that disk would be measured with each mount.
+        _mount("tmpfs", registry.directory(), [("source", "overt-bench"), ("mode", "700")], undo)
         yield place
 
 

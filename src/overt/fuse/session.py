@@ -17,6 +17,7 @@ Threads: one of them decodes; encoders may be called from any (see `overt.fuse.r
 
 from collections.abc import Callable
 from errno import EIO, ENOSYS, EPROTO
+from functools import lru_cache
 from mmap import PAGESIZE
 from typing import Any, NamedTuple, NoReturn
 
@@ -65,6 +66,23 @@ def _shape(row: Opcode, record: type[tuple[Any, ...]] | None, max_write: int, do
         most = max_write if row.payload.most == MAX_WRITE else row.payload.most
         payload = fields.index(row.payload.field), row.payload.unit, row.payload.least, most
     return _Shape(layout.unpack_from, _HEADER_SIZE + layout.size, names, payload, row.number not in UNANSWERED)
+
+
+@lru_cache(maxsize=8)
+def _shapes(minor: int, max_write: int, extended: bool, dots: bool) -> dict[int, _Shape]:
+    """What was negotiated, by opcode; the same for all mounts that negotiated the same. Nobody changes it.
+
+    `extended`: FUSE_SETXATTR_EXT; `dots`: FUSE_EXPORT_SUPPORT.
+    """
+    shapes = {}
+    for row in OPCODES:
+        if row.since > minor or row.number == fuse.FUSE_INIT:
+            continue
+        record = row.record
+        if record is fuse.SetxattrIn and not extended:
+            record = fuse.SetxattrInCompat
+        shapes[row.number] = _shape(row, record, max_write, dots)
+    return shapes
 
 
 class Session(Replies):
@@ -255,7 +273,8 @@ class Session(Replies):
         self.minor = min(minor, MINOR_NEWEST)
         self.flags = flags
         self.ready = True
-        self._shapes = self._negotiated_shapes()
+        extended = bool(flags & fuse.FUSE_SETXATTR_EXT)
+        self._shapes = _shapes(self.minor, self.max_write, extended, bool(flags & fuse.FUSE_EXPORT_SUPPORT))
         return _INIT.pack(
             _INIT.size,
             0,
@@ -276,14 +295,3 @@ class Session(Replies):
                 request_timeout=self.request_timeout,
             ),
         )
-
-    def _negotiated_shapes(self) -> dict[int, _Shape]:
-        shapes = {}
-        for row in OPCODES:
-            if row.since > self.minor or row.number == fuse.FUSE_INIT:
-                continue
-            record = row.record
-            if record is fuse.SetxattrIn and not self.flags & fuse.FUSE_SETXATTR_EXT:
-                record = fuse.SetxattrInCompat
-            shapes[row.number] = _shape(row, record, self.max_write, bool(self.flags & fuse.FUSE_EXPORT_SUPPORT))
-        return shapes

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from overt.host import mounts, process
@@ -62,12 +62,13 @@ def open_layers(options: Options) -> Layers:
         paths |= {f"upperdir {options.upper}": options.upper, f"workdir {options.work}": options.work}
     for what, path in paths.items():
         _must_be_directory(what, path)
-    _must_not_overlap(paths)
+    real = {path: os.path.realpath(path) for path in paths.values()}
+    _must_not_overlap({what: real[path] for what, path in paths.items()})
     prefix = marks.USER_PREFIX if options.user_xattr else marks.PREFIX
     result = Layers([], -1, [], [])
     try:
         if options.upper is not None and options.work is not None:
-            result = _open_upper(options.upper, options.work, prefix, access_times(options))
+            result = _open_upper(options.upper, options.work, real, prefix, access_times(options))
             prepare_work(result.work, options.work)
         for index, path in enumerate(below, UPPER + 1):
             kind = result.layers if index <= len(options.lower) else result.data
@@ -106,30 +107,37 @@ def _must_be_directory(what: str, path: str) -> None:
 
 
 def _must_not_overlap(paths: dict[str, str]) -> None:
-    """No layer may be, or be inside, another one: a change would then show up behind the overlay's back."""
+    """No layer may be, or be inside, another one: a change would then show up behind the overlay's back.
+
+    `paths` are real ones.
+    """
     roots: dict[tuple[int, int], str] = {}
     for what, path in paths.items():
         st = os.stat(path)
         other = roots.setdefault((st.st_dev, st.st_ino), what)
         if other != what:
             raise Refusal(f"{what} and {other} are the same directory")
+    seen = set()
     for what, path in paths.items():
-        above = os.path.realpath(path)
+        above = path
         while above != "/":
             above = os.path.dirname(above)
+            if above in seen:
+                break
+            seen.add(above)
             st = os.stat(above)
             around = roots.get((st.st_dev, st.st_ino))
             if around is not None:
                 raise Refusal(f"{what} is inside {around}: the layers of an overlay must not overlap")
 
 
-def _open_upper(upper: str, work: str, prefix: bytes, times: int) -> Layers:
+def _open_upper(upper: str, work: str, real: dict[str, str], prefix: bytes, times: int) -> Layers:
     """Upper and work directory through one clone of their mount: a rename between two mounts is refused (EXDEV).
 
-    `times`: how the overlay's own mount treats access times, and not how the upper's does (ovl_get_upper).
+    `real`: both paths without links. `times`: how the overlay's own mount treats access times, and not how the upper's
+    does (ovl_get_upper).
     """
-    real_upper, real_work = os.path.realpath(upper), os.path.realpath(work)
-    common = os.path.commonpath([real_upper, real_work])
+    common = os.path.commonpath([real[upper], real[work]])
     apart = Refusal(f"workdir {work} is not on the same mount as upperdir {upper}: put both on one filesystem")
     fds: list[int] = []
     try:
@@ -137,11 +145,11 @@ def _open_upper(upper: str, work: str, prefix: bytes, times: int) -> Layers:
         fds.append(clone)
         with contextlib.suppress(PermissionError):  # in a user namespace that cannot be changed
             mounts.set_attributes(clone, times, mounts.MOUNT_ATTR__ATIME | mounts.MOUNT_ATTR_NODIRATIME)
-        for real in (real_upper, real_work):
-            relative = os.path.relpath(real, common)
+        for path in (real[upper], real[work]):
+            relative = os.path.relpath(path, common)
             fd = openat2(clone, relative, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
             fds.append(fd)
-            if _identity(os.fstat(fd)) != _identity(os.stat(real)):
+            if _identity(os.fstat(fd)) != _identity(os.stat(path)):
                 raise apart
         for directory, what in ((fds[1], f"upperdir {upper}"), (fds[2], f"workdir {work}")):
             fds.append(_lock(directory, what, upper))
@@ -300,12 +308,13 @@ def volatile_mark(inner: int) -> Iterator[None]:
         raise
 
 
-def refuse_own(layers: list[Layer], options: Options, own: set[int]) -> None:
+def refuse_own(layers: list[Layer], options: Options, own: Iterable[int]) -> None:
     """Raise `Refusal` if a layer is on a mount of this server (`own`: their st_dev), which would wait for itself."""
+    shared = {layer.device for layer in layers}.intersection(own)
     upper = [f"upperdir {options.upper}"] if options.upper is not None else []
     lower = (f"lowerdir {path}" for path in (*options.lower, *options.data))
     for layer, what in zip(layers, [*upper, *lower], strict=True):
-        if layer.device in own:
+        if layer.device in shared:
             raise Refusal(f"{what} is on a mount of this same server: mount it with a server of its own")
 
 

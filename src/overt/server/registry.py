@@ -43,8 +43,11 @@ def _make(path: Path, owners: set[int], *, shared: bool = False) -> None:
     What is in it is believed: a mount is taken down because a name says so. `shared`: others may have their own in it,
     and leave ours alone, as in /tmp.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    st = path.lstat()
+    try:
+        st = path.lstat()
+    except FileNotFoundError:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        st = path.lstat()
     if st.st_uid not in owners or not stat.S_ISDIR(st.st_mode):
         raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
     if st.st_mode & _OTHERS_WRITE and not (shared and st.st_mode & stat.S_ISVTX):

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -46,6 +47,8 @@ _CLOSING = 60.0
 """seconds in which everything is unmounted, when the server ends"""
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
+
+_device = attrgetter("device")
 
 
 class Service:
@@ -158,7 +161,7 @@ class Service:
         inner, base = -1, layers.work
         index, without = -1, ""
         try:
-            refuse_own([*layers.layers, *layers.data], options, {mount.device for mount in self.mounts})
+            refuse_own([*layers.layers, *layers.data], options, map(_device, list(self.mounts)))
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)

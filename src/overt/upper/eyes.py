@@ -268,7 +268,7 @@ def superblock(directory_fd: int) -> int:
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory_fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as info:
             line = _LOCK.search(info.read())
         return os.makedev(int(line[1], 16), int(line[2], 16)) if line else os.fstat(fd).st_dev
     finally:
