@@ -1,12 +1,15 @@
 """A server that can have no more threads (pids.max, TasksMax): it goes on, and what it answers is true."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from overt.server.client import Client, ServerError
 
 from .conftest import Servers
 from .scene import EIO, Overlay, Server, fsync, open_scene, syncfs, told, wait_until
@@ -100,3 +103,40 @@ def test_syncfs_is_answered_with_an_error_where_nothing_can_be_flushed_and_nothi
         other.umount()
         wait_until(lambda: not own.client.status()["mounts"], "the server lets go of the mounts", 10)
         assert not own.client.status()["events"].get("internal error")
+
+
+def test_who_asks_for_what_takes_a_thread_is_turned_away(own: Server, full: Path) -> None:
+    full.touch()
+    with Client(own.socket) as client, pytest.raises(ServerError, match="can take no more clients"):
+        client.status()
+    full.unlink()
+    with Client(own.socket) as client:
+        assert client.status()["events"]["client turned away"]
+        assert not client.status()["events"].get("internal error")
+
+
+def test_a_server_that_is_told_to_end_ends_as_soon_as_it_can(servers: Servers, full: Path) -> None:
+    server = servers.start(f"no_more_threads:{full}")
+    with open_scene("ext4", server) as scene:
+        overlay = scene.overlay()
+        full.touch()
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: scene.events("does not end yet"), "it cannot end", 5)
+        full.unlink()
+        assert server.process.wait(20) == 0
+        assert not os.path.ismount(overlay.target)
+        scene.overlays.remove(overlay)
+    server.client.close()
+
+
+def test_one_that_has_begun_to_end_needs_no_more_threads(servers: Servers, full: Path) -> None:
+    """One for each upper would be quicker."""
+    server = servers.start(f"no_more_threads:{full}")
+    with open_scene("ext4", server) as scene:
+        overlay = scene.overlay()
+        full.write_bytes(b"1")
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert not os.path.ismount(overlay.target)
+        scene.overlays.remove(overlay)
+    server.client.close()

@@ -15,6 +15,7 @@ from typing import Any
 from overt.overlay.options import Options, parse
 
 _CREDENTIALS = struct.Struct("=iII")
+_HUNG_UP = "the server hung up: it has ended, or can take no more clients (its log says which)"
 
 
 class ServerError(Exception):
@@ -105,14 +106,17 @@ class Client:
         return answer[wanted]
 
     def _converse(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
         received, fds = b"", []
-        while not received.endswith(b"\n"):
-            data, new, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
-            if not data:
-                raise ServerError("the server ended", 1)
-            received += data
-            fds += new
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            while not received.endswith(b"\n"):
+                data, new, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+                if not data:
+                    raise ServerError(_HUNG_UP, 1)
+                received += data
+                fds += new
+        except (BrokenPipeError, ConnectionResetError):
+            raise ServerError(_HUNG_UP, 1) from None
         try:
             answer = json.loads(received)
         except ValueError:

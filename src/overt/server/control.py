@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from overt.host import process
 from overt.overlay import view
 from overt.overlay.options import Options
 from overt.server.identity import become_myself
@@ -68,7 +69,11 @@ class Control:
                 raise
             self._turn_away(error.errno)
             return
-        threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+        try:
+            process.start(threading.Thread(target=self._converse, args=(connection,), daemon=True))
+        except OSError as error:  # no more threads
+            connection.close()
+            self._service.events.say("client turned away", why=error.strerror)
 
     def _turn_away(self, why: int) -> None:
         """There is no descriptor for who calls; left in line he would wake the loop without end."""

@@ -112,7 +112,7 @@ class Engine:
         self._hands = threading.Lock()
         self._running = True
         self._rung, self.bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        """what is written to `bell` wakes the thread in `run`: for signal.set_wakeup_fd, because the kernel may give a
+        """what is written to `bell` wakes the thread in `wait`: for signal.set_wakeup_fd, because the kernel may give a
         signal to any thread, and Python handles it in the first one only"""
 
     @property
@@ -147,7 +147,7 @@ class Engine:
         self._epoll.register(mount.fd, select.EPOLLIN)
 
     def stop(self) -> None:
-        """Make `run` return; any thread."""
+        """Make `wait` return; any thread."""
 
         def halt() -> None:
             self._running = False
@@ -155,9 +155,12 @@ class Engine:
 
         self.post(halt)
 
-    def run(self) -> None:
-        """Serve until `stop`. The calling thread only waits, and so is free for signals."""
+    def start(self) -> None:
+        """Begin to serve, on a thread of its own; OSError (EAGAIN) if there can be none."""
         self._crew.submit(self._lead)
+
+    def wait(self) -> None:
+        """Return after `stop`. The calling thread only waits, and so is free for signals."""
         while self._running:
             select.select([self._rung], [], [])
             os.read(self._rung, 64)

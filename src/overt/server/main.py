@@ -1,5 +1,6 @@
 """A server process from its start to its end."""
 
+import contextlib
 import gc
 import math
 import os
@@ -23,6 +24,8 @@ _LAST_REQUESTS = 3.0
 """seconds for the kernel to say that unmounted mounts are gone"""
 _PAUSE = 0.1
 """seconds between two attempts at what takes a thread, where there are none"""
+_AGAIN = 1.0
+"""seconds until a server that was to end tries to, likewise"""
 
 # What serving takes: mounts, loop devices, passthrough and trusted xattrs (sys_admin); files of any owner; whiteouts;
 # open by handle; the caller's descriptor and its namespace; the first place in a line (sys_nice,
@@ -66,20 +69,25 @@ def serve(
     ending = threading.Lock()
 
     def end() -> None:
-        if ending.acquire(blocking=False):
-            threading.Thread(target=finish, daemon=True).start()
+        if not ending.acquire(blocking=False):
+            return
+        try:
+            process.start(threading.Thread(target=finish, daemon=True))
+        except OSError as error:  # no more threads: whoever has asked does not ask twice
+            ending.release()
+            events.say("does not end yet", why=str(error))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
 
     def finish() -> None:
         nonlocal status
         become_myself()
-        try:
+        with contextlib.ExitStack() as last:
+            last.callback(engine.stop)
+            last.callback(service.let_go)
             for problem in service.close():
                 events.say("busy", why=problem)
                 status = 1
             service.empty.wait(_LAST_REQUESTS)
-        finally:
-            service.let_go()
-            engine.stop()
 
     own = registry.directory() / f"{os.getpid()}.sock"
     control = Control(service, socket or own, end)
@@ -87,7 +95,7 @@ def serve(
         own.unlink(missing_ok=True)
         own.symlink_to(socket.absolute())
     signal.set_wakeup_fd(engine.bell, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, lambda *_: end())
 
     def begin() -> None:
@@ -107,8 +115,9 @@ def serve(
             service.empty.wait()
             engine.stop()
 
+    engine.start()  # first: whoever hears that we are ready may ask at once
     threading.Thread(target=begin, daemon=True).start()
-    engine.run()
+    engine.wait()
     service.abort()
     control.close()
     own.unlink(missing_ok=True)

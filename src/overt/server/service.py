@@ -365,11 +365,16 @@ class Service:
             threading.Thread(target=act, args=([mount for mount in live if mount.upper is upper],), daemon=True)
             for upper in {mount.upper for mount in live}
         ]
+        started = []
         for thread in threads:
-            thread.start()
-        for thread in threads:
+            try:
+                process.start(thread)
+                started.append(thread)
+            except OSError:  # no more of them
+                thread.run()
+        for thread in started:
             thread.join(max(0.0, self._until - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        return not any(thread.is_alive() for thread in started)
 
     def abort(self) -> None:
         """End the connections that are left: nobody reads any more, and a thread of ours may wait for an answer."""
