@@ -1,5 +1,6 @@
 """Data: with passthrough and without, of both layers, before and after copy-up."""
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,13 +124,44 @@ def test_mappings(file: Path) -> None:
     assert file.read_bytes()[:4] == CONTENT[:4]
 
 
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class Mapping:
+    """A shared mapping whose descriptor is closed; Python's own keeps a duplicate."""
+
+    def __init__(self, file: Path) -> None:
+        with open(file, "r+b") as opened:
+            self._size = os.fstat(opened.fileno()).st_size
+            self._at = libc.mmap(
+                None, self._size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, opened.fileno(), 0
+            )
+        time.sleep(0.1)  # the kernel says later that it is closed
+
+    def __enter__(self) -> "Mapping":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        libc.munmap(self._at, self._size)
+
+    def store(self, data: bytes) -> None:
+        """At its beginning; the page is clean afterwards, so that the next store takes the time again."""
+        ctypes.memmove(self._at, data, len(data))
+        assert libc.msync(self._at, self._size, 4) == 0  # MS_SYNC
+
+    def load(self, size: int) -> bytes:
+        return ctypes.string_at(self._at, size)
+
+
 def test_a_mapping_outlives_its_descriptor_and_its_name(file: Path) -> None:
-    with open(file, "r+b") as opened:
-        shared = mmap.mmap(opened.fileno(), 0)
-    os.unlink(file)
-    shared[0:4] = b"gone"
-    assert shared[0:4] == b"gone"
-    shared.close()
+    with Mapping(file) as shared:
+        os.unlink(file)
+        shared.store(b"gone")
+        assert shared.load(4) == b"gone"
 
 
 def test_the_time_that_a_mapping_leaves_is_seen(file: Path) -> None:
@@ -138,6 +171,49 @@ def test_the_time_that_a_mapping_leaves_is_seen(file: Path) -> None:
         shared.flush()
         assert os.stat(file).st_mtime > 1_000_000_000
     assert os.stat(file).st_mtime > 1_000_000_000
+
+
+def test_the_time_that_a_mapping_leaves_is_seen_when_its_descriptor_is_closed(file: Path, data_layers: Layers) -> None:
+    """As with Java's FileChannel.map; a backup that goes by times would miss what was stored."""
+    below = data_layers.upper / "file"
+    with Mapping(file) as shared:
+        for second in (1_000_000_000, 1_000_000_001):
+            os.utime(file, (second, second))
+            assert os.stat(file).st_mtime == second
+            shared.store(b"m")
+            assert os.stat(file).st_mtime == os.stat(below).st_mtime > second
+    assert os.stat(file).st_mtime == os.stat(below).st_mtime
+    assert is_cached(file, below)
+
+
+def test_the_room_that_a_mapping_takes_is_seen_when_its_descriptor_is_closed(data_layers: Layers) -> None:
+    """tar -S believes it: a file without blocks is archived as zeros."""
+    file = data_layers.mount() / "new"
+    file.touch()
+    os.truncate(file, 1 << 20)
+    with Mapping(file) as shared:
+        assert os.stat(file).st_blocks == 0
+        shared.store(b"m" * 8192)
+        assert os.stat(file).st_blocks >= 16
+
+
+def is_cached(file: Path, below: Path) -> bool:
+    """Whether the kernel asks the overlay no more, and misses a change behind its back; it may hear of an end late."""
+    for second in range(100):
+        shown = os.stat(file).st_mtime
+        os.utime(below, (second, second))
+        if os.stat(file).st_mtime == shown:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_what_is_closed_and_not_mapped_is_cached_again(file: Path, data_layers: Layers, owner: int) -> None:
+    os.chown(file, owner, owner)
+    with open(file, "r+b"):
+        pass
+    assert is_cached(file, data_layers.upper / "file")
 
 
 @pytest.mark.parametrize("way", ["flock", "posix", "ofd"])

@@ -1,10 +1,12 @@
 """Attributes: GETATTR, SETATTR, xattrs, STATFS."""
 
 import errno
+import fcntl
 import os
 import stat
 import time
 
+from overt.fuse.attr import Validity
 from overt.fuse.request import Request
 from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
@@ -35,15 +37,15 @@ _CHANGES = (
 def getattr_(mount: Mount, request: Request) -> Reply:
     """GETATTR."""
     node = mount.tree.node(request.nodeid)
-    st = mount.tree.stat(node)
-    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
-    return mount.session.attr(request.unique, valid, mount.attr(node, st))
+    valid = _valid(mount, request, node)
+    return mount.session.attr(request.unique, valid, mount.attr(node, mount.tree.stat(node)))
 
 
 def statx(mount: Mount, request: Request) -> Reply:
     """STATX: asked when somebody wants the time of birth, which GETATTR cannot carry."""
     tree = mount.tree
     node = tree.node(request.nodeid)
+    valid = _valid(mount, request, node)
     if node.anchor >= 0:
         raw = host_statx(node.anchor, b"", AT_EMPTY_PATH, request.arg[3])
     else:
@@ -51,10 +53,37 @@ def statx(mount: Mount, request: Request) -> Reply:
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink + (node.index.beside if node.index is not None else 0)
-    valid = UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
     blocks = st.blocks if node.data is None else whole(st.size)
     st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)
     return mount.session.statx(request.unique, valid, mount.statx(node, st))
+
+
+def _valid(mount: Mount, request: Request, node: Node) -> Validity:
+    """For how long the kernel may keep what it is told next, in seconds."""
+    if node.lingers and node.mappers == 1 and not _is_mapped(mount.tree, node):
+        node.lingers = False
+        node.mappers = 0
+    return UNTIL_ASKED if node.mappers or request.nodeid != node.id else mount.forever
+
+
+def _is_mapped(tree: Tree, node: Node) -> bool:
+    """Whether somebody may still store to a file in the upper that he has closed.
+
+    A shared mapping keeps the file below open for writing, and then there is no read lease to be had (fcntl(2),
+    F_SETLEASE; fs/locks.c, check_conflicting_open). Where there are no leases at all it is taken to be mapped.
+    """
+    try:
+        fd = tree.open(node, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        identity.act_as(os.fstat(fd).st_uid, 0)  # leases are for a file's owner
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(fd)  # with which the lease ends
 
 
 def setattr_(mount: Mount, request: Request) -> Reply:

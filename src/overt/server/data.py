@@ -16,9 +16,11 @@ The credential at registration counts: that of the user who opens the file first
 and reserved blocks hold. It leaves setuid bits: a write that has to take them away announces itself by an empty SETATTR
 (server/attributes.py).
 
-The kernel does not know the times that a mapping's writes leave: attributes of a file that is open for reading and
-writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if they are not
-the ones it was given. What write(2) changes it knows.
+The kernel does not know the times, and the room, that a mapping's writes take: attributes of a file that is open for
+reading and writing, and so can be mapped, are not cached, and when it is closed the kernel is told to forget them if
+they are not the ones it was given. A mapping outlives the descriptor, and keeps the backing's file but not FUSE's: so
+the attributes are not cached afterwards either, until a look at the file below says that nobody maps it
+(server/attributes.py). What write(2) changes the kernel knows.
 
 Neither fcntl(2), which can take O_APPEND away, nor a mapping asks whether a file is append-only. So who opens one to
 append writes here, and can share no mapping (FOPEN_DIRECT_IO; the kernel is not told FUSE_DIRECT_IO_ALLOW_MMAP). If
@@ -288,7 +290,10 @@ def release(mount: Mount, request: Request) -> Reply:
     if node.handles is not None:
         node.handles.discard(handle)
     if handle.maps:
-        node.mappers -= 1
+        if handle.backing is not None and not node.lingers:
+            node.lingers = True  # it goes on counting
+        else:
+            node.mappers -= 1
         if _mtime(handle.fd) != node.written:
             mount.send(notify.inval_inode(node.id, -1, 0))
     if handle.backing is not None:

@@ -94,6 +94,7 @@ def serve(
     if socket is not None:
         own.unlink(missing_ok=True)
         own.symlink_to(socket.absolute())
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # somebody opens what we have a lease on (server/attributes.py)
     signal.set_wakeup_fd(engine.bell, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, lambda *_: end())

@@ -32,6 +32,7 @@ class Node:
         "key",
         "layer",
         "layers",
+        "lingers",
         "links",
         "listing",
         "lookups",
@@ -97,6 +98,8 @@ class Node:
         """what FUSE passthrough reads and writes, while some open file uses it"""
         self.mappers = 0
         """open files that may write without the kernel knowing what that does to the attributes"""
+        self.lingers = False
+        """whether one of them is closed, and still counts: what it mapped may be written to"""
         self.xattrs: frozenset[bytes] | None = None
         """names of xattrs, if they were listed: what is not among them is not there"""
         self.written = 0
