@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from overt.host import mounts
+from overt.tree import reading
+from overt.tree.copyup import copy_up
 
 from .ground import Layers, marks
+from .test_nodes import tree_of
 from .twins import listed_otherwise
 
 ORIGIN = "trusted.overlay.origin"
@@ -112,6 +115,29 @@ def test_one_of_two_names_is_another_file_once_it_is_copied_up(layers: Layers) -
     layers.mount()
     assert os.stat(root / "one").st_ino == os.stat(layers.upper / "one").st_ino
     assert os.stat(root / "two").st_ino == os.stat(layers.lower / "two").st_ino
+
+
+def test_and_is_listed_as_that_by_whoever_has_read_the_directory_before(layers: Layers) -> None:
+    """The kernel keeps what it has read as long as the directory's mtime stays, and a copy-up leaves that."""
+    (layers.lower / "one").write_text("text")
+    os.link(layers.lower / "one", layers.lower / "two")
+    root = layers.mount()
+    os.listdir(root)
+    os.chmod(root / "one", 0o600)
+    assert not listed_otherwise(root)
+
+
+def test_nor_otherwise_when_the_kernel_has_forgotten_it(layers: Layers) -> None:
+    (layers.lower / "one").write_text("text")
+    os.link(layers.lower / "one", layers.lower / "two")
+    with tree_of(layers) as tree:
+        tree.root.listing = reading.read(tree, tree.root)
+        node, _ = tree.lookup(tree.root, b"one")
+        copy_up(tree, node)
+        shown = node.ino
+        tree.unused(node)
+        entry = tree.root.listing.get(b"one")
+        assert tree.listed_ino(tree.root, entry) == shown == os.stat(layers.upper / "one").st_ino
 
 
 @pytest.mark.parametrize(

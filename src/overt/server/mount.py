@@ -238,9 +238,12 @@ class Mount:
                 return
             reply = self.session.error(request.unique, errno.EIO)
         if self._changed:  # before the reply: who gets it may look at once
-            for number in self._changed:
+            for number in set(self._changed):
                 self.send(notify.inval_inode(number, -1, 0))
             self._changed.clear()
+            for number in self.tree.relisted:
+                self.send(notify.inval_inode(number))
+            self.tree.relisted.clear()
         if reply is not None:
             try:
                 os.write(self.fd, reply)

@@ -409,10 +409,13 @@ class Tree(Known):
 
         `broken`: it has other names in the lower layer, and they stay there.
         """
-        if node.parent is not None and node.parent.listing is not None and node.anchor < 0:
-            entry = node.parent.listing.get(node.name)
+        if node.parent is not None and node.anchor < 0:
+            if broken:
+                self.relisted.append(node.parent.id)
+            entry = node.parent.listing.get(node.name) if node.parent.listing is not None else None
             if entry is not None:
-                node.parent.listing.add(entry._replace(layer=UPPER))
+                ino = st.st_ino if broken else entry.ino
+                node.parent.listing.add(entry._replace(layer=UPPER, ino=ino))
         if node.is_dir:
             node.layers = (UPPER, *node.layers)
             node.impure = False
