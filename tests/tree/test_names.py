@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -290,6 +291,25 @@ def test_a_removed_lower_file_can_be_written_by_who_opens_it_again(data_layers: 
     os.close(fd)
     os.close(path_fd)
     assert (data_layers.lower / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("features", ["", "index=on"])
+def test_the_time_of_change_of_a_directory_in_which_a_copy_gets_its_name(
+    new_layers: Callable[..., Layers], features: str
+) -> None:
+    """The copy-up puts the other times back, and cannot this one."""
+    layers = new_layers(features=features)
+    (layers.lower / "dir").mkdir()
+    (layers.lower / "dir" / "file").write_text("text")
+    os.link(layers.lower / "dir" / "file", layers.lower / "dir" / "second")
+    root = layers.mount()
+    os.chmod(root / "dir", 0o700)
+    before = os.stat(root / "dir")
+    time.sleep(0.02)
+    os.chmod(root / "dir" / "file", 0o600)
+    after = os.stat(root / "dir")
+    assert after.st_ctime_ns == os.stat(layers.upper / "dir").st_ctime_ns > before.st_ctime_ns
+    assert after.st_mtime_ns == before.st_mtime_ns
 
 
 def test_times_of_directories_are_those_of_what_changed_them(layers: Layers) -> None:

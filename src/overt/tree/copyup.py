@@ -82,6 +82,7 @@ def _copy_up_one(tree: Tree, node: Node, limit: int | None, called: Name | None 
     else:
         place = tree.dir_fd(parent, UPPER), name
         times = times_of(place[0])
+        tree.changed.append(parent.id)  # of its time of change, which cannot be put back
         if _keeps_number(node, st):
             make_impure(tree, parent)
     opened: Opened = []

@@ -138,6 +138,7 @@ class Index:
             return
         except FileNotFoundError:
             pass
+        tree.changed.append(parent.id)  # as after any copy-up
         make_impure(tree, parent)
         links = node.index
         union = tree.stat(node).st_nlink + links.beside
@@ -145,7 +146,7 @@ class Index:
         times = times_of(upper)
         os.link(node.name, name, src_dir_fd=self.fd, dst_dir_fd=upper, follow_symlinks=False)
         links.beside -= 1
-        with contextlib.suppress(OSError):  # as after any copy-up
+        with contextlib.suppress(OSError):  # likewise
             utimensat(upper, b".", *times)
         self.settle(tree, node)
 
