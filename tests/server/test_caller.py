@@ -22,3 +22,23 @@ def test_who_is_gone_or_has_been_killed_is_dying() -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert caller.is_dying(child.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("unseen", [False, True])
+def test_what_root_may_do_is_what_the_kernel_lets_it(unseen: bool) -> None:
+    """And where that is not to be seen, what whoever asks takes for right."""
+    caps = "sys_admin", "fsetid"
+
+    def has(*words: str) -> list[bool]:
+        child = subprocess.Popen([*words, "sh", "-c", "echo; read _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert child.stdout is not None and child.stdout.readline()
+            return [caller.has_capability(child.pid, name, unseen=unseen) for name in caps]
+        finally:
+            child.communicate()
+
+    assert has("env") == [True, True]
+    assert has("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin") == [False, True]
+    assert has("unshare", "--user", "--map-root-user") == [False, False], "it is root there, and not here"
+    assert caller.has_capability(0, "fsetid", unseen=unseen) == unseen

@@ -10,10 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from overt.host import mounts
+from overt.host import mounts, process
 
 from .ground import Ground, Layers, as_user, describe, link_open, xattrs
 
@@ -37,6 +38,16 @@ ACCESS = acl((USER_OBJ, 6, -1), (NAMED_USER, 4, 1005), (GROUP_OBJ, 0, -1), (MASK
 def owner(path: Path) -> tuple[int, int, int]:
     st = os.lstat(path)
     return st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)
+
+
+def without(capability: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns, or raises, where root lacks a capability."""
+
+    def do() -> Any:
+        process.keep_capabilities(process.capabilities() - {capability})
+        return call()
+
+    return as_user(0, do)
 
 
 @pytest.fixture
@@ -199,6 +210,8 @@ def test_only_owners_change_what_owners_change(root: Path) -> None:
     os.setxattr(root / "file", "trusted.x", b"1")
     assert as_user(USER, lambda: os.listxattr(root / "file")) == ["user.x"]
     assert sorted(os.listxattr(root / "file")) == ["trusted.x", "user.x"]
+    assert without("sys_admin", lambda: os.listxattr(root / "file")) == ["user.x"], "as a container's root is"
+    assert sorted(without("fsetid", lambda: os.listxattr(root / "file"))) == ["trusted.x", "user.x"]
 
 
 # Bits that a change takes away
@@ -310,6 +323,41 @@ def test_a_write_takes_file_capabilities_away(program: Path) -> None:
     assert os.listxattr(program) == []
     os.chmod(program, 0o755)
     assert owner(program)[:2] == (USER, GROUP)
+
+
+def test_roots_write_takes_file_capabilities_away_and_no_bits_beside(program: Path) -> None:
+    """The kernel says no more of it than of a chown that names nobody, which takes both."""
+    name = "security.capability"
+    for change, left in (
+        (lambda: overwrite(program), 0o6777),
+        (lambda: os.truncate(program, 5), 0o6777),
+        (lambda: without("fsetid", lambda: overwrite(program)), 0o777),
+    ):
+        os.chmod(program, 0o6777)
+        os.setxattr(program, name, CAPABILITY)
+        change()
+        assert (os.listxattr(program), owner(program)) == ([], (0, GROUP, left))
+    with open(program, "r+b"):
+        os.chmod(program, 0o6777)
+        os.setxattr(program, name, CAPABILITY)
+        os.chown(program, -1, -1)
+        assert (os.listxattr(program), owner(program)[2]) == ([], 0o777)
+
+
+def test_a_chown_that_is_refused_takes_no_capability_away(program: Path) -> None:
+    os.setxattr(program, "security.capability", CAPABILITY)
+
+    def chown() -> None:
+        fd = os.open(program, os.O_WRONLY)
+        for what in (program, fd):
+            with pytest.raises(PermissionError):
+                os.chown(what, -1, -1)
+
+    as_user(USER, chown)
+    assert os.getxattr(program, "security.capability") == CAPABILITY
+    assert owner(program) == (0, GROUP, 0o6777)
+    as_user(USER, lambda: os.truncate(program, 5))
+    assert (os.listxattr(program), owner(program)[2]) == ([], 0o777)
 
 
 def test_setuid_programs_run_as_their_owner(layers: Layers) -> None:

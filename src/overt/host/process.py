@@ -71,9 +71,9 @@ def filesystem_ids() -> tuple[int, int]:
     return libc.setfsuid(-1) & 0xFFFFFFFF, libc.setfsgid(-1) & 0xFFFFFFFF
 
 
-def in_user_namespace() -> bool:
-    """Whether this process is in another user namespace than the first one, whose number is fixed (linux/nsfs.h)."""
-    return os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE
+def in_user_namespace(tid: int | str = "self") -> bool:
+    """Whether a thread is in another user namespace than the first one, whose number is fixed (linux/nsfs.h)."""
+    return os.stat(f"/proc/{tid}/ns/user").st_ino != _FIRST_USER_NAMESPACE
 
 
 def unshare(flags: int) -> None:

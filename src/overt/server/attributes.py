@@ -12,8 +12,7 @@ from overt.host.files import UTIME_NOW, UTIME_OMIT, utimensat
 from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import protection
-from overt.server import identity
-from overt.server.caller import groups_of
+from overt.server import caller, identity
 from overt.server.mount import UNTIL_ASKED, Mount, whole
 from overt.tree.copyup import Filling, changing, copy_up
 from overt.tree.flags import protection_of, refuse
@@ -91,8 +90,12 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     valid, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, uid, gid = request.arg[:13]
     tree = mount.tree
     node = tree.node(request.nodeid)
-    if not valid & _CHANGES and request.uid:
-        _must_be_allowed_to_drop_privileges(tree, node, request)
+    if not valid & _CHANGES:
+        call = caller.glance(request.pid)
+        if request.uid:
+            _must_be_allowed_to_drop_privileges(tree, node, request, call)
+        elif call.is_seen and not call.is_chown and caller.has_capability(request.pid, "fsetid", unseen=False):
+            return getattr_(mount, request)  # a write that leaves the bits: it was for a capability, which has gone
     if valid & fuse.FATTR_MODE and stat.S_ISLNK(node.mode):  # older kernels pass it on, and chmod(2) would follow
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     identity.become_root()
@@ -161,14 +164,15 @@ def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
         os.close(fd)
 
 
-def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request) -> None:
+def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request, call: caller.Call) -> None:
     """Whoever writes takes setuid bits away; by chown(2) only the owner does, and the request looks the same.
 
     EPERM for others (setattr_prepare, which the kernel does not ask here: fuse_setattr takes ATTR_MODE out before).
+    One whose call is not to be seen is taken to write if somebody has the file open so.
     """
+    writes = not call.is_chown if call.is_seen else any(handle.writes for handle in node.handles or ())
     st = tree.stat(node)
     has_bits = st.st_mode & stat.S_ISUID or st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
-    writes = any(handle.writes for handle in node.handles or ())
     if stat.S_ISREG(st.st_mode) and has_bits and request.uid != st.st_uid and not writes:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -184,7 +188,7 @@ def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
     if not stat.S_ISREG(mode):
         return
     gone = mode & stat.S_ISUID
-    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *groups_of(request.pid))):
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *caller.groups_of(request.pid))):
         gone |= stat.S_ISGID
     if gone:
         tree.chmod(node, stat.S_IMODE(mode & ~gone))
@@ -229,9 +233,15 @@ def _listed(mount: Mount, node: Node) -> frozenset[bytes]:
 
 
 def listxattr(mount: Mount, request: Request) -> Reply:
-    """LISTXATTR; trusted ones are shown to root alone (xattr(7))."""
+    """LISTXATTR; trusted ones are shown to whoever has CAP_SYS_ADMIN (xattr(7)).
+
+    Root is taken to have it where that is not to be seen: what is not listed is missing in a copy, and nobody says so.
+    """
     node = mount.tree.node(request.nodeid)
-    names = sorted(name for name in _listed(mount, node) if not (request.uid and name.startswith(b"trusted.")))
+    names = sorted(_listed(mount, node))
+    others = [name for name in names if not name.startswith(b"trusted.")]
+    if len(others) < len(names) and not caller.has_capability(request.pid, "sys_admin", unseen=not request.uid):
+        names = others
     return _sized(mount, request, b"".join(name + b"\0" for name in names))
 
 
@@ -257,10 +267,14 @@ def setxattr(mount: Mount, request: Request) -> Reply:
 
 
 def removexattr(mount: Mount, request: Request) -> Reply:
-    """REMOVEXATTR."""
-    identity.become_root()
+    """REMOVEXATTR. For a capability it comes of a write or a chown(2), before its SETATTR, which may be refused."""
     tree = mount.tree
     node = tree.node(request.nodeid)
+    if request.uid and request.name == _CAPABILITY:
+        call = caller.glance(request.pid)
+        if call.is_chown:
+            _must_be_allowed_to_drop_privileges(tree, node, request, call)
+    identity.become_root()
     refuse(tree, node)
     if node.layer != UPPER:  # that there is no such xattr is no reason to copy the file up
         os.getxattr(tree.path(node), tree.stored_xattr(node, request.name), follow_symlinks=node.anchor >= 0)

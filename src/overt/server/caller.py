@@ -5,16 +5,24 @@ server/ending.py). The caller waits in that call, so the kernel shows its number
 /proc/pid/syscall).
 """
 
+import os
 import platform
 import signal
 import time
 from typing import NamedTuple
+
+from overt.host.process import CAPABILITIES, in_user_namespace
 
 # syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
 _SYNCFS = {"x86_64": (306, 344), "aarch64": (267, 388)}.get(platform.machine(), ())
 _SYNC = {"x86_64": (162, 36), "aarch64": (81, 36)}.get(platform.machine(), ())
 # ioctl(2), and file_getattr(2) and file_setattr(2), which have one number everywhere.
 _FLAGS = {"x86_64": (16, 54, 468, 469), "aarch64": (29, 54, 468, 469)}.get(platform.machine(), ())
+# chown, fchown, lchown and fchownat; of the 32-bit numbers not lchown's older one, 16, which is another call's that may
+# change a file.
+_CHOWN = {
+    "x86_64": (92, 93, 94, 260, 95, 182, 198, 207, 212, 298), "aarch64": (54, 55, 95, 182, 198, 207, 212, 325)
+}.get(platform.machine(), ())  # fmt: skip
 # mount(2), and fsconfig(2), which has one number everywhere.
 _REMOUNT = {"x86_64": (165, 21, 431), "aarch64": (40, 21, 431)}.get(platform.machine(), ())
 
@@ -32,6 +40,11 @@ class Call(NamedTuple):
         return self.number == _MOVING
 
     @property
+    def is_seen(self) -> bool:
+        """Whether it is known which call it is, and what calls are numbered here."""
+        return self.number >= 0 and bool(_CHOWN)
+
+    @property
     def is_sync(self) -> bool:
         """Whether it is sync(2)."""
         return self.number in _SYNC
@@ -45,6 +58,11 @@ class Call(NamedTuple):
     def is_about_flags(self) -> bool:
         """Whether it is one that may ask for a file's flags, or set them; it opens no file for its caller."""
         return self.number in _FLAGS
+
+    @property
+    def is_chown(self) -> bool:
+        """Whether it is one of those that change a file's owner."""
+        return self.number in _CHOWN
 
     @property
     def is_question(self) -> bool:
@@ -61,6 +79,8 @@ _UNSEEN, _MOVING, _NONE = -1, -2, -3
 _PATIENCE = 1.0
 """seconds for a caller to go to sleep"""
 _PAUSE = 1e-4
+_GLANCES = 20
+"""how often to look which call a thread is in that has not gone to sleep yet, where nobody can wait for it"""
 UNKNOWN = Call(0, _UNSEEN, -1)
 NOBODY = Call(0, _NONE, -1)
 
@@ -101,6 +121,29 @@ def groups_of(tid: int) -> list[int]:
             return [int(word) for line in file if line.startswith(b"Groups:") for word in line.split()[1:]]
     except OSError:
         return []
+
+
+def has_capability(tid: int, name: str, *, unseen: bool) -> bool:
+    """Whether a thread has a capability as the kernel asks for it (capable(): in the first user namespace).
+
+    `unseen`: the answer for a thread that is not to be seen.
+    """
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            effective = next(int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:"))
+        return bool(effective >> CAPABILITIES.index(name) & 1) and not in_user_namespace(tid)
+    except OSError:
+        return unseen
+
+
+def glance(tid: int) -> Call:
+    """The call that a thread waits in, for the thread that handles requests: it is most likely to sleep in a moment."""
+    for _ in range(_GLANCES):
+        call = of(tid)
+        if not call.is_moving:
+            break
+        os.sched_yield()  # it may be waiting for the processor that we have
+    return call
 
 
 def wait_for(tid: int) -> Call:

@@ -62,8 +62,6 @@ _NOT_OURS = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | o
 _SYNC = os.O_SYNC | os.O_DSYNC
 _SOON = 1.0
 """seconds in which the kernel opens again what was refused with ESTALE"""
-_GLANCES = 20
-"""how often to look which call a thread is in that has not gone to sleep yet"""
 _PILE = 32
 """how many released files may wait to be closed"""
 
@@ -152,11 +150,7 @@ def _asks_for_flags(request: Request) -> bool:
 
     It does so without O_LARGEFILE, as a program of 32 bits may.
     """
-    for _ in range(_GLANCES):
-        call = caller.of(request.pid)
-        if not call.is_moving:
-            return call.is_about_flags
-    return False
+    return caller.glance(request.pid).is_about_flags
 
 
 def _below(node: Node, request: Request) -> Backing | None:
