@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from overt.host import mounts
+from overt.lab.filesystems import FILESYSTEMS
 from overt.server.client import Client
 
 KERNEL = "redirect_dir=off,metacopy=off,index=off,xino=off"
@@ -100,6 +103,24 @@ class Layers:
         if os.path.ismount(self.path):
             mounts.umount(self.path, mounts.MNT_DETACH)
         subprocess.run(["rm", "-rf", "--one-file-system", str(self.place)], check=True, timeout=60)
+
+
+@contextmanager
+def other_ground(ground: Ground, kind: str, place: Path) -> Iterator[Ground]:
+    """The same server, and an image of another filesystem."""
+    row = FILESYSTEMS[kind]
+    if shutil.which(row.make[0]) is None:
+        pytest.skip(f"no {row.make[0]} (Debian: {row.package})")
+    image, point = place / "image", place / "mnt"
+    image.touch()
+    os.truncate(image, 512 << 20)
+    point.mkdir()
+    subprocess.run([*row.make, image], check=True, capture_output=True, timeout=60)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True, timeout=60)
+    try:
+        yield Ground(point, ground.client)
+    finally:
+        mounts.umount(str(point), mounts.MNT_DETACH)
 
 
 # What a tree shows

@@ -165,6 +165,39 @@ def fchmod_removed(path: Path, instead: str) -> tuple[int, str | None]:
         os.close(fd)
 
 
+XATTRS = (
+    "user.one", "user.none", "user.", "trusted.two", "trusted.none", "trusted.overlay.opaque", "security.none",
+    "security.", "system.posix_acl_access", "system.posix_acl_default", "system.nfs4_acl", "system.none",
+    "btrfs.compression", "foo.x", "foo",
+)  # fmt: skip
+
+
+def test_an_xattr_that_is_not_there_and_one_that_cannot_be(ground: Ground, quiet: None) -> None:
+    results = []
+    for by in ("overt", "kernel"):
+        layers = Layers(ground)
+        try:
+            for layer in (layers.lower, layers.upper):
+                for path in (layer / f"{layer.name}-file", layer / f"{layer.name}-dir"):
+                    path.mkdir() if "dir" in path.name else path.touch()
+                    os.setxattr(path, "user.one", b"1")
+                    os.setxattr(path, "trusted.two", b"2")
+                os.symlink("none", layer / f"{layer.name}-link")
+            with nullcontext(layers.mount()) if by == "overt" else layers.kernel() as root:
+                results.append({(path.name, name): xattr(path, name) for path in root.iterdir() for name in XATTRS})
+        finally:
+            layers.close()
+    assert results[0] == results[1]
+    assert set(results[0].values()) == {b"1", b"2", *map(os.strerror, (errno.ENODATA, errno.EOPNOTSUPP, errno.EINVAL))}
+
+
+def xattr(path: Path, name: str) -> bytes | str:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+
+
 FEATURES = {
     "plain": "", "redirects": "redirect_dir=on", "metacopy": "metacopy=on", "index": "index=on",
     "all": "index=on,metacopy=on",

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,9 +15,8 @@ import pytest
 from overt.host import mounts
 from overt.host.files import syncfs
 from overt.host.libc import libc
-from overt.lab.filesystems import FILESYSTEMS
 
-from .ground import Ground, Layers, describe, marks, xattrs
+from .ground import Ground, Layers, describe, marks, other_ground, xattrs
 
 THEN = 1_100_000_000_123_456_789
 
@@ -307,36 +305,25 @@ def test_from_another_filesystem(data_layers: Layers) -> None:
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_blocks_are_shared_where_the_filesystem_can(ground: Ground, quiet: None, tmp_path: Path, kind: str) -> None:
-    row = FILESYSTEMS[kind]
-    if shutil.which(row.make[0]) is None:
-        pytest.skip(f"no {row.make[0]} (Debian: {row.package})")
-    image, point = tmp_path / "image", tmp_path / "mnt"
-    image.touch()
-    os.truncate(image, 512 << 20)
-    point.mkdir()
-    subprocess.run([*row.make, image], check=True, capture_output=True, timeout=60)
-    subprocess.run(["mount", "-o", "loop", image, point], check=True, timeout=60)
-    try:
-        layers = Layers(Ground(point, ground.client))
+    with other_ground(ground, kind, tmp_path) as elsewhere:
+        layers = Layers(elsewhere)
         content = os.urandom(1 << 20) * 64
         (layers.lower / "file").write_bytes(content)
         root = layers.mount()
-        sync = os.open(point, os.O_RDONLY)
+        sync = os.open(elsewhere.directory, os.O_RDONLY)
         try:
             syncfs(sync)
-            before = os.statvfs(point).f_bfree
+            before = os.statvfs(sync).f_bfree
             os.chmod(root / "file", 0o600)
             with open(root / "file", "r+b") as file:
                 file.write(b"changed")
             syncfs(sync)
-            assert (before - os.statvfs(point).f_bfree) * os.statvfs(point).f_frsize < 16 << 20
+            assert (before - os.statvfs(sync).f_bfree) * os.statvfs(sync).f_frsize < 16 << 20
         finally:
             os.close(sync)
         assert (root / "file").read_bytes() == b"changed" + content[7:]
         assert (layers.lower / "file").read_bytes() == content
         layers.close()
-    finally:
-        mounts.umount(str(point), mounts.MNT_DETACH)
 
 
 def test_a_signal_does_not_end_the_waiting(data_layers: Layers) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from overt.host.files import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
 
-from .ground import Layers, as_user
+from .ground import Ground, Layers, as_user, other_ground
 
 CONTENT = bytes(range(256)) * 100
 
@@ -463,6 +463,35 @@ def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[...
         "strictatime": {"upper-dir", "upper-file"}, "ro": set(),
     }  # fmt: skip
     assert changed == expected[option]
+
+
+def test_truncate_to_the_size_that_a_file_has_changes_no_time_where_it_changes_none(
+    ground: Ground, quiet: None, tmp_path: Path
+) -> None:
+    """On xfs, that is; ftruncate(2) does everywhere."""
+    long_ago = 10**18
+    with other_ground(ground, "xfs", tmp_path) as elsewhere:
+        layers = Layers(elsewhere)
+        for path in (layers.lower / "lower", layers.upper / "upper", layers.lower / "cut"):
+            path.write_bytes(CONTENT)
+            os.utime(path, ns=(long_ago, long_ago))
+        root = layers.mount()
+        os.truncate(root / "cut", 5)
+        assert os.stat(root / "cut").st_mtime_ns > long_ago, "of which no more was copied up"
+        for name in ("lower", "upper"):
+            os.utime(root / name, ns=(long_ago, long_ago))
+            before = os.stat(root / name)
+            os.truncate(root / name, len(CONTENT))
+            after = os.stat(root / name)
+            assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+            with open(root / name, "r+b") as file:
+                os.ftruncate(file.fileno(), len(CONTENT))
+            assert os.stat(root / name).st_mtime_ns > long_ago
+            os.utime(root / name, ns=(long_ago, long_ago))
+            os.truncate(root / name, 5)
+            assert (root / name).read_bytes() == CONTENT[:5]
+            assert os.stat(root / name).st_mtime_ns > long_ago
+        layers.close()
 
 
 def test_whoever_opens_a_copied_up_file_by_another_of_its_names_gets_the_copy(data_layers: Layers) -> None:

@@ -25,6 +25,8 @@ from overt.wire.record import unpack_from
 Reply = bytes | memoryview | None
 
 _CAPABILITY = b"security.capability"
+_USUAL = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+"""what the names of xattrs begin with that every layer can have"""
 _TOUCH = fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
 """utimensat(2) without times, which is no more than a write would do"""
 _CHANGES = (
@@ -102,9 +104,10 @@ def setattr_(mount: Mount, request: Request) -> Reply:
     if protection_of(tree, node):
         refuse(tree, node, _forbidding(valid))
     sized = bool(valid & fuse.FATTR_SIZE)
+    cut = sized and node.layer != UPPER and size < tree.stat(node).st_size
     copy_up(tree, node, size if sized else None, data=sized)
-    if valid & fuse.FATTR_SIZE:
-        _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size)
+    if sized:
+        _truncate(mount, node, fh if valid & fuse.FATTR_FH else None, size, cut=cut)
     with changing(node) as filling:
         # Nothing at all: chown(2) that names nobody, or a passthrough write that has to take setuid bits away (the
         # kernel leaves the new mode out, for HANDLE_KILLPRIV_V2). Here, too, a chown takes them and capabilities
@@ -152,14 +155,18 @@ def _note_times(filling: Filling, times: list[tuple[int, int]]) -> None:
             filling.times[which] = time.time_ns() if rest == UTIME_NOW else seconds * 10**9 + rest
 
 
-def _truncate(mount: Mount, node: Node, fh: int | None, size: int) -> None:
+def _truncate(mount: Mount, node: Node, fh: int | None, size: int, *, cut: bool) -> None:
+    """Where the size stays, ftruncate(2) changes the times all the same, and truncate(2) does on some filesystems only.
+
+    `cut`: the file had another size until it was copied up.
+    """
     handle = mount.handles.get(fh) if fh is not None else None
     if handle is not None and handle.writes:
         os.ftruncate(handle.fd, size)
         return
-    fd = mount.tree.open(node, os.O_WRONLY)
+    fd = mount.tree.open(node, os.O_WRONLY if cut else os.O_PATH)
     try:
-        os.ftruncate(fd, size)
+        os.truncate(fd if cut else b"/proc/self/fd/%d" % fd, size)
     finally:
         os.close(fd)
 
@@ -217,9 +224,11 @@ def getxattr(mount: Mount, request: Request) -> Reply:
     """GETXATTR; overlayfs's own are not there."""
     node = mount.tree.node(request.nodeid)
     # File capabilities are asked for at the first write and at a chown of every file, ACLs and labels by `ls -l`: most
-    # files have none, and one list answers for all.
-    if request.name not in (node.xattrs if node.xattrs is not None else _listed(mount, node)):
-        return mount.session.error(request.unique, errno.ENODATA)
+    # files have none, and one list answers for all. Of other names the layer says whether there can be such a one.
+    if request.name.startswith(_USUAL) and request.name not in _USUAL:
+        names = node.xattrs if node.xattrs is not None else _listed(mount, node)
+        if request.name not in names:
+            return mount.session.error(request.unique, errno.ENODATA)
     name = mount.tree.stored_xattr(node, request.name)
     value = os.getxattr(mount.tree.path(node), name, follow_symlinks=node.anchor >= 0)
     return _sized(mount, request, mount.xattr(request.name, value))
