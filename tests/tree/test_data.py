@@ -465,6 +465,20 @@ def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[...
     assert changed == expected[option]
 
 
+def test_listing_a_directory_changes_its_access_time_though_its_names_are_known(layers: Layers) -> None:
+    (layers.lower / "dir").mkdir()
+    root = layers.mount()
+    (root / "new").mkdir()
+    (root / "dir" / "child").touch()
+    os.listdir(root / "dir")
+    for name in ("new", "dir"):
+        os.utime(root / name, (10**9, 10**9))
+        os.close(os.open(root / name, os.O_RDONLY))
+        assert os.stat(root / name).st_atime == 10**9
+        os.listdir(root / name)
+        assert os.stat(root / name).st_atime > 10**9
+
+
 def test_truncate_to_the_size_that_a_file_has_changes_no_time_where_it_changes_none(
     ground: Ground, quiet: None, tmp_path: Path
 ) -> None:

@@ -1,10 +1,12 @@
 """Directory streams: OPENDIR, READDIR, READDIRPLUS, RELEASEDIR."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
 from overt.fuse.directory import DirBuffer
 from overt.fuse.request import Request
+from overt.host.files import getdents
 from overt.overlay.listing import DT_DIR, Entry, Listing
 from overt.server.mount import UNTIL_ASKED, Handle, Mount
 from overt.tree import reading
@@ -16,6 +18,8 @@ Reply = bytes | memoryview | None
 
 _DOTS = 2
 """cookies 1 and 2 follow ``.`` and ``..``"""
+_one = bytearray(280)
+"""room for one entry, which nobody looks at"""
 
 
 def opendir(mount: Mount, request: Request) -> Reply:
@@ -47,9 +51,13 @@ def releasedir(mount: Mount, request: Request) -> Reply:
     return mount.session.empty(request.unique)
 
 
-def _listing(mount: Mount, node: Node) -> Listing:
+def _listing(mount: Mount, handle: Handle, cookie: int) -> Listing:
+    node = handle.node
     if node.listing is None:
         node.listing = reading.read(mount.tree, node)
+    elif cookie == 0 and handle.fd >= 0:  # nobody reads the upper's directory, whose time of access is to say so
+        with contextlib.suppress(OSError):
+            getdents(handle.fd, _one)
     listing: Listing = node.listing
     return listing
 
@@ -59,7 +67,7 @@ def _entries(mount: Mount, handle: Handle, cookie: int) -> Iterator[tuple[int, E
 
     Otherwise whoever renames what he reads would meet it again and again at the end, and never come to one.
     """
-    listing = _listing(mount, handle.node)
+    listing = _listing(mount, handle, cookie)
     if cookie < _DOTS or handle.end < 0:
         handle.end = listing.end
     return listing.after(cookie - _DOTS, handle.end)
