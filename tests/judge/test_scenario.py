@@ -142,6 +142,23 @@ def test_what_is_not_there_is_refused() -> None:
             from_command(line, "ordinary")
 
 
+def test_systems_of_one_program_are_told_apart() -> None:
+    lines = ["mount -o a {mount}", "/usr/bin/mount -o b {mount}", "other {mount}", "mount -o c {mount}"]
+    given = choice.choose_systems(["plain"], lines, ["mount -o volatile {mount}"])[1:]
+    assert [system.name for system in given] == [
+        "mount (given)", "mount (given 2)", "other (given)", "mount (given 3)", "mount volatile (given)",
+    ]  # fmt: skip
+
+
+def test_two_scenarios_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "one/mine.toml", tmp_path / "two/mine.toml"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(TEXT, encoding="utf-8")
+    with pytest.raises(ValueError, match="there are 2 scenarios 'mine'"):
+        choice.choose(files, [], None)
+
+
 def test_system_names_are_unique() -> None:
     names = [system.name for system in SYSTEMS]
     assert len(set(names)) == len(names)

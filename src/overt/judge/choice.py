@@ -1,6 +1,7 @@
 """What a command line asks for: which scenarios, which systems."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,12 @@ def choose(files: Sequence[Path], only: Sequence[str], containers: int | None) -
     """The user's own if there are files, else those of the package; of these `only` some (U5, or U5-new-fd).
 
     A file is a scenario, or (.json) what `overt prove --json` has printed. ValueError: it is neither, or there is none
-    of that name.
+    of that name, or two.
     """
     found = [one for path in files for one in _from_file(path)] or scenario.built_in()
+    for name, count in Counter(one.id for one in found).items():
+        if count > 1:
+            raise ValueError(f"there are {count} scenarios {name!r}: a scenario has its file's name")
     for word in only:
         if not any(word in (one.id, one.case) for one in found):
             raise ValueError(f"there is no scenario {word!r}: --list shows them")
@@ -44,4 +48,15 @@ def choose_systems(names: Sequence[str], commands: Sequence[str], volatiles: Seq
             raise ValueError(f"there is no system {name!r}: there are {', '.join(known)}")
     given = [from_command(line, "ordinary") for line in commands]
     given += [from_command(line, "volatile") for line in volatiles]
+    _tell_apart(given)
     return [system for system in SYSTEMS if not names or system.name in names] + given
+
+
+def _tell_apart(given: Sequence[System]) -> None:
+    """Number those that have one name: `mount (given)`, `mount (given 2)`."""
+    seen: Counter[str] = Counter()
+    for system in given:
+        name = system.name
+        seen[name] += 1
+        if seen[name] > 1:
+            system.name = f"{name.removesuffix(')')} {seen[name]})"
