@@ -199,6 +199,34 @@ def test_a_mount_stacked_on_the_disk_goes_with_it() -> None:
     assert traces.left() == []
 
 
+@pytest.mark.parametrize("filesystem", ["ext4", "btrfs"])
+def test_a_mount_of_somebody_elses_in_its_place_stays(filesystem: str, tmp_path: Path) -> None:
+    """The kernel gives it the id of the one that has gone, and to a tmpfs that of a btrfs has its number too."""
+    with Disk(filesystem, directory=tmp_path) as disk:
+        mounts.umount(disk.path)
+        mount = mounts.new_mount("tmpfs", [])
+        mounts.attach(mount, disk.path)
+        os.close(mount)
+        (tmp_path / "theirs").touch()
+    try:
+        assert (tmp_path / "theirs").exists()
+    finally:
+        if os.path.ismount(tmp_path):
+            mounts.umount(tmp_path)
+
+
+@pytest.mark.parametrize("killed", ["nobody", "keeper"])
+def test_a_disk_whose_directory_has_another_name_can_be_closed(tmp_path: Path, killed: str) -> None:
+    (tmp_path / "one/a place").mkdir(parents=True)
+    with Disk("ext4", directory=tmp_path / "one/a place") as disk:
+        os.rename(tmp_path / "one", tmp_path / "two")
+        if killed == "keeper":
+            os.kill(disk.keeper_pid, signal.SIGKILL)
+            assert eventually(lambda: not alive(disk.server_pid))
+    assert not os.path.ismount(tmp_path / "two/a place")
+    assert eventually(lambda: not Path(f"/sys/block/{os.path.basename(disk.device)}/loop/backing_file").exists())
+
+
 def test_an_open_file_does_not_hold_up_close_and_gets_errors_afterwards() -> None:
     with Disk("ext4") as disk:
         traces = Traces.of(disk)

@@ -250,7 +250,7 @@ class Disk:
 
     def _close_without_keeper(self) -> None:
         """It was killed, and the server with it: nothing waits any more."""
-        self._place.unmount(self.path)
+        self._place.unmount()
         if self._own_directory:
             os.rmdir(self.path)
 

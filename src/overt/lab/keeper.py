@@ -132,7 +132,7 @@ class Keeper:
         try:
             yield
         finally:
-            bounded.in_child(lambda: place.unmount(self._path), UNMOUNT, rescue=self.abort)
+            bounded.in_child(place.unmount, UNMOUNT, rescue=self.abort)
 
 
 @contextmanager
