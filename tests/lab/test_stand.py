@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -98,11 +99,78 @@ def test_a_keeper_that_is_killed_takes_its_disk_with_it(disk: Path) -> None:
     assert lab("up", "--size", "32", str(disk)).returncode == 0
 
 
+def test_a_disk_that_hangs_can_be_healed_while_somebody_pushes(disk: Path) -> None:
+    (disk / "file").write_bytes(b"x" * 4096)
+    assert lab("hang", "--seconds", "40", str(disk)).returncode == 0
+    with subprocess.Popen([sys.executable, "-m", "overt", "lab", "push", str(disk)]) as pushing:
+        time.sleep(1)
+        begun = time.monotonic()
+        assert status(disk)["state"] == "hanging"
+        assert pushing.poll() is None
+        assert lab("heal", str(disk)).returncode == 0
+        assert pushing.wait(20) == 0
+        assert time.monotonic() - begun < 10
+    assert status(disk)["state"] == "well"
+
+
+def test_a_hang_that_has_run_out_is_over(disk: Path) -> None:
+    assert lab("hang", "--seconds", "1.5", str(disk)).returncode == 0
+    assert status(disk)["state"] == "hanging"
+    time.sleep(1.5)
+    assert status(disk)["state"] == "well"
+
+
+DYING = """
+import os, sys
+from overt.lab import stand
+class Dying(stand.Channel):
+    def ask(self, verb, **values):
+        if sys.argv[2] == "waiting":
+            self._socket.send(b'[1, "start", {}]')
+        else:
+            super().ask(verb, **values)
+        os._exit(9)
+stand.Channel = Dying
+stand.up(sys.argv[1], "ext4", 32 << 20, "")
+"""
+
+
+@pytest.mark.parametrize("when", ["waiting", "answered"])
+def test_whoever_dies_on_the_way_up_leaves_no_disk(when: str, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    try:
+        command = [sys.executable, "-c", DYING, str(tmp_path), when]
+        assert subprocess.run(command, pass_fds=[theirs], timeout=20).returncode == 9
+        os.close(theirs)
+        assert select.select([ours], [], [], 20)[0]  # whoever was to keep the disk has ended
+    finally:
+        os.close(ours)
+    assert not os.path.ismount(tmp_path)
+    assert not stand.socket_of(tmp_path).exists()
+
+
+def test_a_symlink_is_a_directory_too(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    done = lab("up", "--size", "32", "link", directory=tmp_path)
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert os.path.ismount(tmp_path / "disk")
+        assert status(tmp_path / "link")["directory"] == str(tmp_path / "disk")
+    finally:
+        assert lab("down", str(tmp_path / "link")).returncode == 0
+    assert not os.path.ismount(tmp_path / "disk")
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     assert "not a directory" in lab("up", str(tmp_path / "absent")).stderr.lower()
     done = lab("run", "--fail", "data", "--", "true")
     assert done.returncode == 2 and "--marker" in done.stderr
     assert lab("fail", "--errno", "ENOTHING", str(tmp_path)).returncode == 2
+    for words in (["run", "--fail", "flush", "--marker", "X", "--", "true"], ["fail", "--marker", "X", str(tmp_path)]):
+        done = lab(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "--marker tells writes apart" in done.stderr
+    assert lab("up", "--size", "9" * 20, str(tmp_path)).returncode == 2
 
 
 def test_a_relative_path_is_of_the_working_directory(tmp_path: Path) -> None:
@@ -185,3 +253,36 @@ def test_a_disk_that_has_to_be_larger_says_so(tmp_path: Path) -> None:
         assert status(place)["size"] == 128 << 20
     finally:
         lab("down", str(place))
+
+
+def test_a_fault_that_cannot_be_made_is_said_when_the_program_has_ended(tmp_path: Path) -> None:
+    """Here because what makes it is gone: the program ends that itself."""
+    script = "kill -9 $(pgrep -P $PPID overt-lab); sleep 0.6; touch ended"
+    done = lab(
+        "run",
+        "--size",
+        "32",
+        "--after",
+        "0.3",
+        "--",
+        "sh",
+        "-c",
+        script.replace("touch ended", f"touch {tmp_path}/ended"),
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "the process that kept this disk has ended" in done.stderr
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_program_ends_with_whoever_runs_it(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "overt", "lab", "run", "--size", "32", "--", "sh", "-c", "echo $$; exec sleep 50"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        program = os.pidfd_open(int(running.stdout.readline()))
+        running.send_signal(number)
+        assert running.wait(20) == -number
+    try:
+        assert select.select([program], [], [], 10)[0]
+    finally:
+        os.close(program)

@@ -11,11 +11,13 @@ import click
 
 from overt.cli.report import complain
 from overt.lab.filesystems import FILESYSTEMS
-from overt.lab.image import MEANING
+from overt.lab.image import MARKED, MEANING
 from overt.printable import printable
 
 _YEAR = 366 * 86400.0
 _MIB = 1 << 20
+_LARGEST = 1 << 20
+"""MiB of a disk"""
 
 _UP = """Mount a new filesystem at DIR, on a disk in memory that fails when it is told to.
 
@@ -62,7 +64,8 @@ class _Seconds(click.FloatRange):
 _what = click.Choice(list(MEANING))
 _filesystem = click.option("--fs", type=click.Choice(list(FILESYSTEMS)), default="ext4", show_default=True,
                            help="The filesystem on it.")  # fmt: skip
-_size = click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="Of the disk, in MiB.")
+_size = click.option("--size", type=click.IntRange(8, _LARGEST), default=256, show_default=True,
+                     help="Of the disk, in MiB.")  # fmt: skip
 _options = click.option("-o", "mount_options", default="", metavar="OPTIONS", help="Mount options of the filesystem.")
 _errno = click.option("--errno", "code", default="EIO", show_default=True, callback=errno_named, metavar="NAME",
                       help="What the disk answers.")  # fmt: skip
@@ -185,6 +188,8 @@ def run(
 def _check(what: str, marker: str | None) -> None:
     if what in ("data", "metadata") and not marker:
         raise click.UsageError(f"{what} is told by --marker: a text that is in the data and nowhere else")
+    if marker and what not in MARKED:
+        raise click.UsageError(f"--marker tells writes apart, which {what} are not: it is for {', '.join(MARKED)}")
 
 
 def _check_rights() -> None:

@@ -122,7 +122,7 @@ class Disk:
                     make=make,
                     options=options,
                     attributes=attributes,
-                    mount_at="" if directory is None else os.path.abspath(directory),
+                    mount_at="" if directory is None else os.path.realpath(directory),
                     scratch=tempfile.gettempdir(),
                 )
         except BaseException:
@@ -157,7 +157,7 @@ class Disk:
         """
         if what not in image.MEANING:
             raise ValueError(f"a disk cannot fail {what!r}: there are {', '.join(image.MEANING)}")
-        if marker is not None and what not in ("data", "metadata", "write"):
+        if marker is not None and what not in image.MARKED:
             raise ValueError(f"a marker tells writes apart, which {what!r} are not")
         if marker is None:
             marker = self.marker if what in ("data", "metadata") else b""

@@ -36,6 +36,8 @@ MEANING = {
     "flush": frozenset({"flush"}),
     "discard": frozenset({"discard"}),
 }
+MARKED = ("data", "metadata", "write")
+"""those of them that a marker can tell apart"""
 
 
 class Counters(NamedTuple):

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from overt.host import process
 from overt.lab.disk import Disk
 from overt.lab.image import Counters
 
@@ -39,35 +40,55 @@ class Ended(NamedTuple):
 def run(command: Sequence[str], disk: Disk, fault: Fault) -> Ended:
     """Run `command` in the disk's directory, which it also finds as $OVERT_LAB. OSError if it cannot be started.
 
-    Interrupted, it kills the program: a disk that fails leaves nobody waiting.
+    Interrupted, it kills the program: a disk that fails leaves nobody waiting. If this process is killed, the kernel
+    does. What goes wrong with the disk meanwhile is raised when the program has ended.
     """
     environment = {**os.environ, "OVERT_LAB": disk.path}
     timers: list[threading.Timer] = []
+    trouble: list[Exception] = []
+
+    def at(seconds: float, act: Callable[[], None]) -> None:
+        def carefully() -> None:
+            try:
+                act()
+            except Exception as error:
+                trouble.append(error)
+
+        timers.append(threading.Timer(seconds, carefully))
 
     def fail() -> None:
         disk.fail(fault.what, errno=fault.code, marker=fault.marker, skip=fault.skip)
 
     if fault.after <= 0:
         fail()  # before it starts: nothing can come first
-    process = subprocess.Popen(command, cwd=disk.path, env=environment)
+    parent = os.getpid()
+    program = subprocess.Popen(command, cwd=disk.path, env=environment, preexec_fn=lambda: _end_with(parent))
     try:
         if fault.after > 0:
-            timers.append(threading.Timer(fault.after, fail))
+            at(fault.after, fail)
         if fault.heal_after is not None:
-            timers.append(threading.Timer(fault.after + fault.heal_after, disk.heal))
+            at(fault.after + fault.heal_after, disk.heal)
         for timer in timers:
             timer.start()
-        status = process.wait()
+        status = program.wait()
     except BaseException:
         with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        process.wait()
+            program.send_signal(signal.SIGKILL)
+        program.wait()
         raise
     finally:
         for timer in timers:
             timer.cancel()
             if timer.ident is not None:
                 timer.join()
+    if trouble:
+        raise trouble[0]
     counters = disk.counters()
     refused = sum(count for name, count in counters._asdict().items() if name.startswith("failed"))
     return Ended(128 - status if status < 0 else status, refused, counters)
+
+
+def _end_with(parent: int) -> None:
+    process.die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be said what should happen then
+        os._exit(1)

@@ -8,13 +8,15 @@ import errno
 import hashlib
 import os
 import socket
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from overt.lab.channel import Channel
+from overt.lab.channel import Channel, Question
 from overt.lab.disk import Disk
 from overt.lab.worker import Stopped, stop_on_sigterm
 
@@ -53,7 +55,7 @@ def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
     with suppress(FileNotFoundError):
         ask(directory, "status")
         raise FileExistsError(errno.EEXIST, "a disk of the lab is here already", directory)
-    directory = os.path.abspath(directory)  # the process has another working directory
+    directory = os.path.realpath(directory)  # the process has another working directory
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -66,11 +68,16 @@ def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
             os._exit(0)
         theirs.close()
         os.waitpid(pid, 0)
-        Channel(ours).ask("start", patience=_PATIENCE)
+        channel = Channel(ours)
+        channel.ask("start", patience=_PATIENCE)
+        channel.ask("stay")
 
 
 def _keep(directory: str, filesystem: str, size: int, mount_options: str, asker: socket.socket) -> NoReturn:
-    """The process. It answers the one who started it, and lets go of his terminal."""
+    """The process. It answers the one who started it, and lets go of his terminal.
+
+    The disk stays if he asks for that when he has heard that it is there: else he was interrupted, and nobody knows it.
+    """
     try:
         os.setsid()
         os.chdir("/")
@@ -87,14 +94,18 @@ def _keep(directory: str, filesystem: str, size: int, mount_options: str, asker:
                     Disk(filesystem, size, directory, mount_options=mount_options) as disk,
                     _listener(path) as listener,
                 ):
-                    channel.answer(question)
-                    channel.close()
                     try:
-                        _serve(listener, disk, directory)
+                        channel.answer(question)
+                        question = channel.hear()
+                        if question:
+                            channel.answer(question)
+                            channel.close()
+                            _serve(listener, disk, directory)
                     finally:
                         path.unlink(missing_ok=True)
             except OSError as error:
-                channel.refuse(question, error)
+                if question:
+                    channel.refuse(question, error)
     except Stopped:
         pass
     except BaseException:
@@ -113,9 +124,9 @@ def _listener(path: Path) -> socket.socket:
 
 
 def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
-    """Take orders, one asker after the other, until one is `down`."""
+    """Take orders, one asker after the other, until one is `down`. Whoever pushes keeps nobody waiting."""
     failing: list[str] = []
-    state = "well"
+    hanging_until = 0.0
 
     def fail(what: str, code: int, marker: str | None, skip: int) -> None:
         disk.fail(what, errno=code, marker=os.fsencode(marker) if marker else None, skip=skip)
@@ -126,19 +137,19 @@ def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
         failing.clear()
 
     def hang(seconds: float) -> None:
-        nonlocal state
+        nonlocal hanging_until
         disk.hang(seconds)
-        state = "hanging"
+        hanging_until = time.monotonic() + seconds
 
     def resume() -> None:
-        nonlocal state
+        nonlocal hanging_until
         disk.resume()
-        state = "well"
+        hanging_until = 0.0
 
     def status() -> dict[str, Any]:
-        counts = disk.counters()._asdict()
+        state = "hanging" if time.monotonic() < hanging_until else "failing" if failing else "well"
         about = {"directory": directory, "filesystem": disk.filesystem, "size": disk.size, "device": disk.device}
-        return {**about, "pid": os.getpid(), "state": "failing" if failing else state, "failing": failing, **counts}
+        return {**about, "pid": os.getpid(), "state": state, "failing": failing, **disk.counters()._asdict()}
 
     def snapshot(path: str, durable: bool) -> None:
         disk.snapshot(path, durable=durable).close()
@@ -147,21 +158,33 @@ def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
         "fail": fail, "heal": heal, "hang": hang, "resume": resume, "push": disk.push, "status": status,
         "snapshot": snapshot,
     }  # fmt: skip
-    while True:
-        sock, _ = listener.accept()
-        channel = Channel(sock)
+
+    def answer(sock: socket.socket, channel: Channel, question: Question) -> None:
         with sock:
-            question = channel.hear()
-            if question is None:
-                continue
             try:
-                if question.verb == "down":
-                    socket_of(directory).unlink(missing_ok=True)
-                    disk.close()
-                    channel.answer(question)
-                    return
                 channel.answer(question, verbs[question.verb](**question.values))
             except OSError as error:
                 channel.refuse(question, error)
             except (KeyError, TypeError, ValueError) as error:
                 channel.refuse(question, OSError(errno.EINVAL, str(error)))
+
+    while True:
+        sock, _ = listener.accept()
+        channel = Channel(sock)
+        question = channel.hear()
+        if question is None:
+            sock.close()
+        elif question.verb == "push":
+            threading.Thread(target=answer, args=(sock, channel, question), daemon=True).start()
+        elif question.verb == "down":
+            with sock:
+                socket_of(directory).unlink(missing_ok=True)
+                try:
+                    disk.close()
+                except OSError as error:
+                    channel.refuse(question, error)
+                else:
+                    channel.answer(question)
+            return
+        else:
+            answer(sock, channel, question)
