@@ -53,6 +53,8 @@ def test_a_standard_output_that_is_closed_is_no_failure(words: list[str], closed
         (["mount", "-o", "lowerdir=x,noxattrs=", "y"], "overt mount: noxattrs= needs a value: 0 or 1"),
         (["prove", "overt", "U" + "9" * 5000], "overt prove: Invalid value for 'USE-CASE'"),
         (["judge", "--list", "--system", "{mount.bar} {mount}"], "overt judge: '{mount.bar}' cannot be filled in"),
+        (["judge", "--list", "--fs", ""], "overt judge: Invalid value for '--fs': it names nothing"),
+        (["judge", "--list", "--systems", ","], "overt judge: Invalid value for '--systems': it names nothing"),
         (
             ["judge", "--list", "--html", "/nosuch/x.html"],
             "overt judge: Invalid value for '--html': '/nosuch/x.html' cannot",

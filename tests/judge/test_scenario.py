@@ -1,17 +1,20 @@
 """Scenarios as data: what a file may say, and that every use case has one."""
 
+import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from overt.judge import choice, expected, scenario
-from overt.judge.cells import merge
+from overt.judge import choice, expected, scenario, systems, table
+from overt.judge.cells import Cell, cells, merge
 from overt.judge.columns import SYSTEMS
 from overt.judge.party import Calls
-from overt.judge.play import FLAKY, HOLDS, UNKNOWN, VIOLATED, Outcome
+from overt.judge.play import FLAKY, HOLDS, NOT_APPLICABLE, UNKNOWN, VIOLATED, Call, Outcome
 from overt.judge.scenario import Step
 from overt.judge.stage import Stage
-from overt.judge.systems import from_command
+from overt.judge.systems import Command, Layers, Refused, from_command
 
 TEXT = """
 title = "a title"
@@ -36,7 +39,7 @@ def test_scenarios_come_in_the_order_of_their_numbers() -> None:
 
 @pytest.mark.parametrize("one", scenario.built_in(), ids=lambda one: one.id)
 def test_every_step_of_the_package_has_a_verb_and_its_descriptors_are_open(one: scenario.Scenario) -> None:
-    verbs = {"mount", "umount", "kill", "commit"}
+    verbs = {"mount", "umount", "kill", "restart", "commit"}
     fds: set[tuple[str, str]] = set()
     for step in one.steps:
         if step.who == "disk":
@@ -114,6 +117,8 @@ def test_a_premise_fits_only_0() -> None:
         (("A: fsync f", "A: write f safe many"), "'many' is not a number"),
         (("A: fsync f", "disk: fail everything"), "there is no 'everything': there are all, data"),
         (("A: fsync f", "disk: fail data EWHAT"), "there is no 'EWHAT'"),
+        (("A: fsync f", "disk: replay 0"), "0 points are none"),
+        (("A: fsync f", "A: commit 0 syncfs"), "0 rounds are none"),
         (("A: fsync f", "A: read_only plaec"), "there is no 'plaec': there are place, superblock"),
         (("A: fsync f", "A: newly sync_fs ."), "there is no 'sync_fs'"),
         (("file rw", "file rx"), "there is no 'rx'"),
@@ -178,12 +183,103 @@ def test_runs_that_differ_are_flaky_and_never_rounded() -> None:
 
 def test_a_cell_that_is_not_as_expected_is_a_difference() -> None:
     known = {"ext4": {"kernel": {"violated": ["U5-new-fd"]}}}
-    assert expected.differences([outcome(VIOLATED), outcome(HOLDS, scenario="U1-fsync")], known) == []
-    assert expected.differences([outcome(HOLDS)], known) == ["U5-new-fd, kernel on ext4: holds, expected violated"]
-    assert expected.differences([outcome(FLAKY, scenario="U1-fsync")], known) != []
+    assert differences([outcome(VIOLATED), outcome(HOLDS, scenario="U1-fsync")], known) == []
+    assert differences([outcome(HOLDS)], known) == ["U5-new-fd, kernel on ext4: holds, expected violated"]
+    assert differences([outcome(FLAKY, scenario="U1-fsync")], known) != []
     missing = outcome(UNKNOWN, "mergerfs is not installed")
-    assert expected.differences([missing], known) == []
-    assert expected.differences([outcome(UNKNOWN, "something else")], known) != []
+    assert differences([missing], known) == []
+    assert differences([outcome(UNKNOWN, "something else")], known) != []
+
+
+def test_a_cell_that_is_not_applicable_is_a_difference_unless_that_was_clear_or_is_listed() -> None:
+    apart, killed = outcome(NOT_APPLICABLE, scenario="U4-volatile"), outcome(NOT_APPLICABLE, scenario="U23-server-dies")
+    assert differences([apart], {"ext4": {"kernel": {}}}) == []
+    assert differences([outcome(NOT_APPLICABLE)], {"ext4": {"kernel": {}}}) == [
+        "U5-new-fd, kernel on ext4: not applicable, expected holds"
+    ]
+    assert len(differences([killed], {"ext4": {"kernel": {}}})) == 1
+    assert differences([killed], {"ext4": {"kernel": {"not applicable": ["U23-server-dies"]}}}) == []
+
+
+def test_what_a_run_has_found_is_expected_of_the_next() -> None:
+    call = Call(0.0, "A", "kill", "0", "", True, "")
+    found = [
+        outcome(VIOLATED), outcome(UNKNOWN, scenario="U6-old-fds"), outcome(HOLDS, scenario="U1-fsync"),
+        outcome(NOT_APPLICABLE, scenario="U4-volatile"),
+        outcome(NOT_APPLICABLE, scenario="U23-server-dies")._replace(history=(call,)),
+    ]  # fmt: skip
+    text = expected.to_toml([one.as_json() for one in found], "6.18.1")
+    assert tomllib.loads(text)["ext4"]["kernel"] == {
+        "violated": ["U5-new-fd"], "unknown": ["U6-old-fds"], "not applicable": ["U23-server-dies"],
+    }  # fmt: skip
+    assert differences(found, tomllib.loads(text)) == []
+
+
+def played() -> list[Cell]:
+    return cells(scenario.built_in(), SYSTEMS, ["ext4"])
+
+
+def differences(outcomes: list[Outcome], known: dict[str, Any]) -> list[str]:
+    return expected.differences(outcomes, played(), known)
+
+
+@pytest.mark.parametrize(
+    ("runs", "status"),
+    [
+        ((HOLDS, UNKNOWN, HOLDS), table.UNSURE), ((HOLDS, VIOLATED, HOLDS), table.BROKEN),
+        ((HOLDS, HOLDS, HOLDS), table.KEPT), ((UNKNOWN, VIOLATED), table.BROKEN), ((VIOLATED, VIOLATED), table.BROKEN),
+        ((HOLDS, NOT_APPLICABLE), table.UNSURE),
+    ],
+)  # fmt: skip
+def test_the_exit_status_says_broken_only_if_some_run_was(runs: tuple[str, ...], status: int) -> None:
+    merged = merge([outcome(verdict, system="overt") for verdict in runs])
+    assert table.status([merged], scenario.built_in()) == status
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_command_of_the_users_is_not_asked_for_its_version(tmp_path: Path) -> None:
+    given = from_command(f"{script(tmp_path / 'mine', f'touch {tmp_path}/ran')} -o x {{mount}}", "ordinary")
+    assert given.version() == f"{tmp_path}/mine -o x {{mount}}"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("echo mine 1.5", "mine 1.5"), ("printf '\\3771.5\\n'", "\ufffd1.5"), ("exec sleep 50", "version unknown")],
+)
+def test_a_version_is_had_in_bounded_time_whatever_is_said(
+    text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And from where it was found."""
+    monkeypatch.setattr(systems, "_VERSION", 0.5)
+    monkeypatch.setattr(systems, "_PATH", f"{os.environ['PATH']}:{tmp_path}")
+    script(tmp_path / "no-such-overlay", text)
+    command = Command("mine", "ordinary", ["no-such-overlay", "{mount}"])
+    assert command.missing() is None
+    assert command.version() == version
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("exec sleep 50", "did not mount in 0.5 s"), ("echo waiting; exec sleep 50", "did not mount in 0.5 s: waiting"),
+        ("exit 0", "did not mount in 0.5 s"), ("exit 7", "exit status 7"), ("echo no >&2; exit 7", "no"),
+        ("printf '\\377'; exit 7", "\ufffd"),
+    ],
+)  # fmt: skip
+def test_a_command_that_does_not_mount_says_why(
+    text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems, "PATIENCE", 0.5)
+    given = from_command(f"{script(tmp_path / 'mine', text)} {{mount}}", "ordinary")
+    with given.serve(str(tmp_path)), pytest.raises(Refused) as refused:
+        given.mount(Layers("/lower", "/upper", "/work"), str(tmp_path))
+    assert str(refused.value) == why
 
 
 def test_expectations_are_those_of_scenarios_and_systems_that_exist() -> None:

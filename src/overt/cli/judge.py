@@ -29,7 +29,10 @@ Exit status:
 
 def split(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[str]:
     """Words with commas between them, or the option repeated."""
-    return list(dict.fromkeys(word.strip() for text in value for word in text.split(",") if word.strip()))
+    words = list(dict.fromkeys(word.strip() for text in value for word in text.split(",") if word.strip()))
+    if value and not words:
+        raise click.BadParameter("it names nothing")
+    return words
 
 
 @click.command("judge", help=_HELP)
@@ -95,10 +98,10 @@ def command(
         if why:
             table.counterexamples(outcomes, out)
     if html:
-        html.write_text(page.render(outcomes, scenarios, systems))
+        html.write_text(page.render(outcomes, scenarios, systems), "utf-8")
     if interrupted:
         complain("overt judge", f"interrupted: {len(outcomes)} of {len(todo)} cells were played")
         return _INTERRUPTED
     if check:
-        return expected.report(outcomes)
+        return expected.report(outcomes, todo)
     return table.status(outcomes, scenarios)

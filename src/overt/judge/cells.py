@@ -6,6 +6,7 @@ is a process of its own with its own mount namespace, which tidies up when it is
 the parent of whatever a dead cell leaves, and ends it. Disks end with the cell that made them (overt.lab.keeper).
 """
 
+import errno
 import json
 import os
 import select
@@ -29,6 +30,8 @@ DEADLINE = 120.0  # seconds for one cell
 EACH_MORE = 0.2  # and so many for each container
 _GRACE = 20.0  # to tidy up
 _KEEPERS = 45.0  # for disks to end by themselves
+_SEPARATORS = ",:\\"
+"""what a path in options of mount cannot have"""
 
 
 class Cell(NamedTuple):
@@ -73,6 +76,9 @@ class _Overseer:
 
     def run(self) -> None:
         process.adopt_orphans()
+        scratch = tempfile.gettempdir()
+        if set(scratch) & set(_SEPARATORS):
+            raise OSError(errno.EINVAL, f"no options of mount can name a directory with any of {_SEPARATORS}", scratch)
         self._base = tempfile.mkdtemp(prefix="overt-judge-")
         try:
             self._todo.reverse()
@@ -178,7 +184,7 @@ def _play(cell: Cell, base: str, answer: int) -> None:
         process.die_with_parent(signal.SIGTERM)
         outcome = play(cell.scenario, cell.system, cell.upper, base)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with open(answer, "w") as file:
+        with open(answer, "w", encoding="utf-8") as file:
             json.dump(outcome, file)
     except (Stopped, BrokenPipeError):
         pass
@@ -189,7 +195,7 @@ def _play(cell: Cell, base: str, answer: int) -> None:
 
 
 def _received(running: _Running) -> Outcome:
-    with open(running.answer) as file:
+    with open(running.answer, encoding="utf-8") as file:
         text = file.read()
     if not text:
         cell = running.cell

@@ -41,6 +41,8 @@ _NR, _ARCH = 0, 4  # in struct seccomp_data
 class Guarded(Kernel):
     """See above. One guard serves all containers of a cell."""
 
+    outlives = True
+
     def missing(self) -> str | None:
         if _NATIVE is None:
             return f"not on {platform.machine()}"
@@ -80,7 +82,8 @@ class Guarded(Kernel):
             if not select.select([ready], [], [], PATIENCE)[0] or not os.read(ready, 1):
                 guard.kill()
                 guard.wait()
-                raise Refused(f"no guard: {log.read_text().strip()[-200:]}")
+                said = log.read_text("utf-8", "replace").strip()[-200:]
+                raise Refused(f"no guard: {said}")
         finally:
             os.close(ready)
         return guard

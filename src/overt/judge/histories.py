@@ -21,7 +21,7 @@ _UNABLE = ("remount_rw", "msync", "copy_fails")
 def read(path: Path) -> tuple[list[Scenario], list[str]]:
     """The scenarios of a file, and what was left out and why. Raises OSError; ValueError naming the file."""
     try:
-        verdicts = json.loads(path.read_text())["verdicts"]
+        verdicts = json.loads(path.read_text("utf-8"))["verdicts"]
         found, left_out = [], []
         for verdict in verdicts:
             if not verdict.get("history"):

@@ -25,7 +25,7 @@ _CLASSES = {"holds": "holds", "violated": "violated", "unknown": "unknown", "not
 def render(outcomes: Sequence[Outcome], scenarios: Sequence[Scenario], systems: Sequence[System]) -> str:
     """The page."""
     uppers = list(dict.fromkeys(outcome.upper for outcome in outcomes))
-    text = Template(resources.files("overt.judge").joinpath("page.html").read_text())
+    text = Template(resources.files("overt.judge").joinpath("page.html").read_text("utf-8"))
     return text.substitute(
         machine=_machine(systems),
         uppers="".join(f'<label><input type="checkbox" name="upper" value="{u}" checked> {u}</label>' for u in uppers),

@@ -139,7 +139,7 @@ def name_of(number: int) -> str:
 def read(path: Path, text: str | None = None) -> Scenario:
     """A scenario from a file (or from `text`, with the file's name). Raises OSError; ValueError naming the file."""
     try:
-        fields = tomllib.loads(path.read_text() if text is None else text)
+        fields = tomllib.loads(path.read_text("utf-8") if text is None else text)
         _check_kinds(fields)
         fields["steps"] = tuple(map(Step.parse, fields.get("steps", [])))
         fields["mounts"], fields["uppers"] = tuple(fields["mounts"]), tuple(fields.get("uppers", ()))
@@ -208,7 +208,7 @@ def built_in() -> list[Scenario]:
     found = []
     for file in resources.files("overt.judge").joinpath("scenarios").iterdir():
         if file.name.endswith(".toml"):
-            found.append(read(Path(file.name), file.read_text()))
+            found.append(read(Path(file.name), file.read_text("utf-8")))
     return sorted(found, key=order)
 
 

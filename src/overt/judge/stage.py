@@ -138,10 +138,14 @@ class Stage:
     def _kill(self, who: str) -> str:
         """kill: whatever serves the mounts is killed, and the dead mounts are taken away; parties stay."""
         self._system.kill()
-        for who in list(self._mounted):
+        for who in () if self._system.outlives else list(self._mounted):
             mounts.umount(f"{self._base}/mnt/{who}", mounts.MNT_DETACH)
             self._mounted.remove(who)
         return "0"
+
+    def _restart(self, who: str) -> str:
+        """restart: what was killed is there again, and the mount, where it went with it."""
+        return "0" if who in self._mounted else self._mount(who)
 
     def _commit(self, who: str, rounds: str, call: str) -> str:
         """commit ROUNDS CALL: write, ask, and note what was promised when the answer is 0; again and again.
@@ -184,6 +188,8 @@ class Stage:
         """replay POINTS: the power goes away at so many moments; kept, if what was promised is there, or lost."""
         if self._recording is None:
             raise Nonsense("replay without record")
+        if not self._promises:
+            raise Nonsense("replay, and nothing was promised")
         # The disk goes first: a btrfs and its copy cannot be mounted at the same time.
         self._counters = self.disk.counters()
         self._end()
@@ -290,7 +296,8 @@ class Stage:
 
 
 OF_SYSTEMS: Mapping[str, Callable[..., str]] = {
-    "mount": Stage._mount, "umount": Stage._umount, "kill": Stage._kill, "commit": Stage._commit,
+    "mount": Stage._mount, "umount": Stage._umount, "kill": Stage._kill, "restart": Stage._restart,
+    "commit": Stage._commit,
 }  # fmt: skip
 """what is done to a container by others, and not by its own process"""
 

@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from overt.host import mounts, process
+from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError, Started, start
 
 PATIENCE = 30.0  # seconds that a command may take
+_VERSION = 5.0  # and to say which it is
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
@@ -50,6 +52,8 @@ class System(ABC):
 
     layered = True
     """whether there are lower layers"""
+    outlives = False
+    """whether its mounts are there when `kill` has killed who serves them"""
 
     def __init__(self, name: str, kind: str = "ordinary") -> None:
         self.name = name
@@ -148,7 +152,13 @@ class Command(System):
         return None
 
     def version(self) -> str:
-        done = subprocess.run([self.words[0], "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        try:
+            done = subprocess.run(
+                [self.words[0], "--version"], capture_output=True, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, env={**os.environ, "PATH": _PATH}, timeout=_VERSION,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return "version unknown"
         lines = [line for line in (done.stdout + done.stderr).splitlines() if any(map(str.isdigit, line))]
         own = [line for line in lines if self.words[0] in line]
         return (own or lines or ["version unknown"])[0].strip()
@@ -163,15 +173,18 @@ class Command(System):
         words = [word.format(**layers._asdict(), mount=target) for word in self.words]
         before = os.stat(target).st_dev
         known = set(process.children())
-        with open(f"{self._place}/log", "w+") as log:
+        with open(f"{self._place}/log", "w+", encoding="utf-8", errors="replace") as log:
             server = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PATH": _PATH}
             )
             deadline = time.monotonic() + PATIENCE
             while os.stat(target).st_dev == before:
-                if (server.poll() or 0) != 0 or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise Refused(" ".join(log.read().split())[-200:] or f"exit status {server.returncode}")
+                if server.poll():
+                    raise Refused(_said(log) or f"exit status {server.returncode}")
+                if time.monotonic() > deadline:
+                    server.kill()
+                    server.wait()
+                    raise Refused(f"did not mount in {PATIENCE:g} s: {_said(log)}".removesuffix(": "))
                 time.sleep(0.001)
         with suppress(subprocess.TimeoutExpired):  # it may go into the background, or stay
             server.wait(0.05)
@@ -182,6 +195,19 @@ class Command(System):
             raise NotApplicable("no process serves it")
         while self._servers:
             os.kill(self._servers.pop(), signal.SIGKILL)
+
+
+def _said(log: TextIO) -> str:
+    """The end of what was written into a log, on one line."""
+    log.seek(0)
+    return " ".join(log.read().split())[-200:]
+
+
+class Given(Command):
+    """What a user names. It is run to mount, in a cell, and never asked for its version: it may take no options."""
+
+    def version(self) -> str:
+        return printable(" ".join(self.words))
 
 
 class Overt(System):
@@ -218,7 +244,8 @@ class Overt(System):
         try:
             server = start(f"{self._place}/socket{len(self._servers)}", log=str(log))
         except OSError as error:
-            raise Refused(f"{error}: {log.read_text().strip()[-200:]}") from None
+            said = log.read_text("utf-8", "replace").strip()[-200:]
+            raise Refused(f"{error}: {said}") from None
         self._servers.append(server)
         return server
 
@@ -264,4 +291,5 @@ def from_command(line: str, kind: str) -> System:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             known = "{lower}, {upper}, {work} and {mount}"
             raise ValueError(f"{word!r} cannot be filled in: {error} (there are {known}; {{{{ for a brace)") from None
-    return Command(f"{os.path.basename(words[0])}{' volatile' * (kind == 'volatile')} (given)", kind, words)
+    name = printable(os.path.basename(words[0]))
+    return Given(f"{name}{' volatile' * (kind == 'volatile')} (given)", kind, words)

@@ -22,10 +22,10 @@ def status(outcomes: Sequence[Outcome], scenarios: Sequence[Scenario]) -> int:
     """The exit status: BROKEN if overt breaks a `must` somewhere, UNSURE if that cannot be said, else KEPT."""
     musts = {scenario.id for scenario in scenarios if scenario.need == "must"}
     ours = [outcome for outcome in outcomes if is_ours(outcome.system) and outcome.scenario in musts]
-    verdicts = {outcome.verdict for outcome in ours}
-    if verdicts & {VIOLATED, FLAKY}:
+    verdicts = {verdict for outcome in ours for verdict in (outcome.verdict, *outcome.runs)}
+    if VIOLATED in verdicts:
         return BROKEN
-    return UNSURE if UNKNOWN in verdicts else KEPT
+    return UNSURE if verdicts & {UNKNOWN, FLAKY} else KEPT
 
 
 def is_ours(system: str) -> bool:

@@ -32,6 +32,7 @@ _KNOWN: Mapping[tuple[str, str], frozenset[str]] = {
 """verb and parameter: what it may be"""
 _NUMBERS = {"blocks": 10, "at": 10, "rounds": 10, "points": 10, "size": 10, "mode": 8}
 """parameters that are numbers, and to which base"""
+_ONE_AT_LEAST = ("rounds", "points")
 _DIGITS = 12
 
 
@@ -49,6 +50,8 @@ def check(step: Step) -> None:
                 raise ValueError(f"{step.call}: there is no {word!r}: there are {', '.join(sorted(known))}")
             if parameter in _NUMBERS and not _is_number(word, _NUMBERS[parameter]):
                 raise ValueError(f"{step.call}: {word!r} is not a number")
+            if parameter in _ONE_AT_LEAST and int(word) == 0:
+                raise ValueError(f"{step.call}: 0 {parameter} are none")
     for word in step.due:
         if word not in _DUE:
             raise ValueError(f"{step.call}: nothing answers {word!r}: due can be {', '.join(sorted(_DUE - _ERRNOS))}, "
