@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overt.cli.main import run
-from overt.prove import document, matrix, timeline
+from overt.prove import document, matrix, report, timeline
 from overt.prove.claims import CLAIMS
 from overt.prove.designs import DESIGNS
 from overt.prove.matrix import NOT_APPLICABLE, SOLVED, UNKNOWN, UNSOLVED, Finding, Verdict
@@ -124,6 +124,21 @@ def test_a_use_case_is_told_as_a_story(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_was_not_visited_is_not_called_solved(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["prove", "overt", "U5", "--states", "1", "--jobs", "1"]) == 0
     assert "unknown: no violation in the first" in capsys.readouterr().out
+
+
+def test_what_a_small_world_has_not_is_not_called_unsolved(capsys: pytest.CaptureFixture[str]) -> None:
+    """U8 is about two errors, U12 about two containers, U15 about two descriptors."""
+    assert run(["prove", "overt", "--json", "--bound", "1/1/1", "--jobs", "1"]) == 0
+    found = {verdict["use_case"]: verdict for verdict in json.loads(capsys.readouterr().out)["verdicts"]}
+    for case in ("U8", "U12", "U15"):
+        verdict = found[case]
+        assert (verdict["outcome"], verdict["reason"]) == ("unknown", "it does not come up within this bound")
+    assert {case for case, verdict in found.items() if verdict["outcome"] == "unsolved"} == {"U21", "U22", "U23"}
+
+
+def test_what_was_stopped_is_not_all_there_is(findings: list[Finding]) -> None:
+    assert "9 runs of 10, not all there are;" in report.totals(findings[:9], DEFAULT, 10)[0]
+    assert "9 runs, all there are;" in report.totals(findings[:9], DEFAULT, 9)[0]
 
 
 @pytest.mark.parametrize("words", [["prove", "nobody"], ["prove", "overt", "U26"], ["prove", "--bound", "5/1/1"]])

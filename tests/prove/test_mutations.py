@@ -292,6 +292,20 @@ class FlushesVolatile(OvertMount):
         return super().syncfs(upper, overlay, file)._replace(flushed=True)
 
 
+class FlushesVolatileDirectories(OvertMount):
+    """fsync of a directory reaches the upper's, volatile or not."""
+
+    def fsync_dir(self, upper, overlay):
+        return super().fsync_dir(upper, overlay)._replace(flushed=True)
+
+
+class FlushesVolatileRemounts(OvertMount):
+    """A volatile mount that becomes read-only is flushed."""
+
+    def remount(self, upper, overlay, *, read_only):
+        return super().remount(upper, overlay, read_only=read_only)._replace(flushed=True)
+
+
 class FlushesNothing(OvertMount):
     """An ordinary mount does not flush."""
 
@@ -348,6 +362,13 @@ class SilentUmount(OvertMount):
 
     def umount(self, upper, overlay):
         return super().umount(upper, overlay)._replace(errno=0)
+
+
+class LoudUmount(OvertMount):
+    """umount says that there was an error, whether there was one or not."""
+
+    def umount(self, upper, overlay):
+        return super().umount(upper, overlay)._replace(errno=EIO)
 
 
 class CopiesUnflushed(OvertMount):
@@ -413,10 +434,10 @@ class NotReached(OvertMount):
 
 
 AROUND = [
-    OneDescriptor, FsyncForEver, NotReopened, KnowsWhatItOpens, FlushesVolatile, FlushesNothing, ForgetsTheAbort,
-    AsksTheLower, TakesFromTheHost, SeesTheUnseen, SharesOneLook, SilentUmount, CopiesUnflushed, DirectoriesByItself,
-    DirectoriesForgotten, MsyncUnheard, MsyncForEver, HoldsNobody, HoldsForEver,
-    NotReached,
+    OneDescriptor, FsyncForEver, NotReopened, KnowsWhatItOpens, FlushesVolatile, FlushesVolatileDirectories,
+    FlushesVolatileRemounts, FlushesNothing, ForgetsTheAbort, AsksTheLower, TakesFromTheHost, SeesTheUnseen,
+    SharesOneLook, SilentUmount, LoudUmount, CopiesUnflushed, DirectoriesByItself, DirectoriesForgotten, MsyncUnheard,
+    MsyncForEver, HoldsNobody, HoldsForEver, NotReached,
 ]  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def command(
             console.print("\n".join(report.story(wanted[0])), markup=False, soft_wrap=True)
         else:
             console.print(report.table(verdicts))
-            console.print("\n".join(report.totals(findings, bound)), markup=False)
+            console.print("\n".join(report.totals(findings, bound, len(todo))), markup=False)
     if stopped:
         print("overt: stopped before all was checked", file=sys.stderr)
         return 130

@@ -192,12 +192,14 @@ CLAIMS: Mapping[int, Claim] = {
         "volatile: the upper is never flushed",
         (
             Rule(
-                ("fsync", "syncfs", "umount"),
+                (*FSYNC, *FSYNC_DIR, *SYNCFS, *READ_ONLY, "umount", "remount_ro", "remount_rw"),
                 volatile(lambda c: True),
                 lambda c: not c.answer.flushed,
                 "nothing may be flushed",
             ),
         ),
+        beyond="msync, which reaches the upper's file without the overlay being asked (U20); O_SYNC writes, which are "
+        "tried on the real thing",
     ),
     15: Claim(
         False,
@@ -268,12 +270,18 @@ CLAIMS: Mapping[int, Claim] = {
         False,
         "the serving process dies and returns: no error lost",
         (Rule(SYNCFS, ordinary(lambda c: c.party.seen.orphan), told),),
+        beyond="*none told twice*: whoever asks after the death does so on another mount and another descriptor. "
+        "*Or is replaced*, the mounts staying: no server of a design here can be; the guard's worker can, which is "
+        "tried on the real thing",
         served=True,
     ),
     24: Claim(
         False,
         "the error appears at unmount",
-        (Rule(("umount",), lambda c: c.party.seen.waiting, told, "whoever unmounts is to be told"),),
+        (
+            Rule(("umount",), lambda c: c.party.seen.waiting, told, "whoever unmounts is to be told"),
+            Rule(("umount",), lambda c: not c.party.seen.struck, silent, "there was no error: 0 is due"),
+        ),
     ),
     25: Claim(
         True,

@@ -7,7 +7,7 @@ from overt.prove.checker import Checker, Report
 from overt.prove.claims import CLAIMS, RuleId
 from overt.prove.designs import DESIGNS
 from overt.prove.history import History, trace
-from overt.prove.scope import SCOPES, Bound, mixes
+from overt.prove.scope import DEFAULT, SCOPES, Bound, mixes
 
 SOLVED, UNSOLVED, UNKNOWN, NOT_APPLICABLE = "solved", "unsolved", "unknown", "not applicable"
 
@@ -94,6 +94,8 @@ def _verdict(design: str, number: int, findings: list[Finding], missing: int) ->
         return Verdict(design, number, UNKNOWN, f"no violation in the first {states:,} states")
     seen = set().union(*(finding.witnessed for finding in findings))
     if any(rule.sometimes and (number, index) not in seen for index, rule in enumerate(claim.rules)):
+        if any(finding.task.bound.is_below(DEFAULT) for finding in findings):
+            return Verdict(design, number, UNKNOWN, "it does not come up within this bound")
         return Verdict(design, number, UNSOLVED, "it never comes to that: whoever would have to be told first is not")
     return Verdict(design, number, SOLVED)
 

@@ -39,19 +39,22 @@ def table(verdicts: list[Verdict]) -> Table:
     return found
 
 
-def totals(findings: list[Finding], bound: Bound) -> list[str]:
-    """How much was looked at."""
+def totals(findings: list[Finding], bound: Bound, expected: int) -> list[str]:
+    """How much was looked at; `expected`: how many runs there would be, had nothing been stopped."""
     states = sum(finding.states for finding in findings)
     seconds = sum(finding.seconds for finding in findings)
     size = sum(finding.bytes for finding in findings)
-    whole = all(finding.complete for finding in findings)
+    missing = expected - len(findings)
+    whole = not missing and all(finding.complete for finding in findings)
     if not states:
         return ["Nothing was checked."]
+    runs = f"{len(findings)} runs{f' of {expected}' if missing else ''}"
     return [
         f"{bound}: {states:,} states and {sum(finding.transitions for finding in findings):,} transitions in "
-        f"{len(findings)} runs, {'all there are' if whole else 'not all there are'};",
+        f"{runs}, {'all there are' if whole else 'not all there are'};",
         f"{states / seconds:,.0f} states a second of processor time, {size / states:.0f} bytes for a state.",
-        "yes: solved, in every history within this bound. ?: not all was visited. -: not applicable.",
+        "yes: solved, in every history within this bound. ?: not all was visited, or it does not come up. -: not "
+        "applicable.",
         "NO: unsolved, and `overt prove DESIGN Un` prints the shortest history.",
     ]
 

@@ -21,6 +21,10 @@ class Bound(NamedTuple):
     """open files of each overlay at a time, and of the host where that is asked about"""
     errors: int = 2
 
+    def is_below(self, other: "Bound") -> bool:
+        """Whether it has less of something, so that what needs that cannot come up."""
+        return any(mine < least for mine, least in zip(self, other, strict=True))
+
     def __str__(self) -> str:
         return f"{self.overlays} overlays and a host, {self.fds} fds each, {self.errors} errors"
 
