@@ -1,5 +1,6 @@
 """Layers on a filesystem of the session's own, mounted by overt or by the kernel's overlayfs."""
 
+import ctypes
 import hashlib
 import os
 import pickle
@@ -17,6 +18,12 @@ import pytest
 from overt.host import mounts
 from overt.lab.filesystems import FILESYSTEMS
 from overt.server.client import Client
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 KERNEL = "redirect_dir=off,metacopy=off,index=off,xino=off"
 

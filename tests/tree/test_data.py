@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from overt.host.files import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from overt.host.files import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate, statx
+from overt.host.libc import AT_FDCWD
+from overt.wire import fuse
+from overt.wire.record import unpack_from
 
-from .ground import Ground, Layers, as_user, other_ground
+from .ground import Ground, Layers, as_user, libc, other_ground
 
 CONTENT = bytes(range(256)) * 100
 
@@ -124,13 +127,6 @@ def test_mappings(file: Path) -> None:
     assert file.read_bytes()[:4] == CONTENT[:4]
 
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-
 class Mapping:
     """A shared mapping whose descriptor is closed; Python's own keeps a duplicate."""
 
@@ -191,10 +187,24 @@ def test_the_room_that_a_mapping_takes_is_seen_when_its_descriptor_is_closed(dat
     file = data_layers.mount() / "new"
     file.touch()
     os.truncate(file, 1 << 20)
+    assert os.stat(file).st_blocks == room_for_ls(file) == 0
     with Mapping(file) as shared:
         assert os.stat(file).st_blocks == 0
         shared.store(b"m" * 8192)
         assert os.stat(file).st_blocks >= 16
+    other = file.with_name("other")
+    other.touch()
+    os.truncate(other, 1 << 20)
+    assert room_for_ls(other) == 0
+    with Mapping(other) as shared:
+        shared.store(b"m" * 8192)
+        assert room_for_ls(other) >= 16
+
+
+def room_for_ls(file: Path) -> int:
+    """In blocks, for who does not ask for the time of access, which a mapping makes the kernel ask for."""
+    raw = statx(AT_FDCWD, bytes(file), 0, 0x600)  # STATX_SIZE | STATX_BLOCKS
+    return unpack_from(fuse.Statx, raw).blocks
 
 
 def is_cached(file: Path, below: Path) -> bool:

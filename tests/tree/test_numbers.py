@@ -1,17 +1,23 @@
 """Inode numbers: one for each file, the same before and after copy-up and a new mount, and the kernel's."""
 
+import ctypes
+import mmap
 import os
+import platform
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from overt.host import mounts
+from overt.server.watchdog import abort
 from overt.tree import reading
 from overt.tree.copyup import copy_up
 
-from .ground import Layers, marks
+from .ground import Layers, libc, marks
 from .test_nodes import tree_of
 from .twins import listed_otherwise
 
@@ -125,6 +131,46 @@ def test_and_is_listed_as_that_by_whoever_has_read_the_directory_before(layers: 
     os.listdir(root)
     os.chmod(root / "one", 0o600)
     assert not listed_otherwise(root)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of getdents64")
+def test_who_reads_a_listing_into_a_page_of_the_same_mount_while_it_changes_does_not_hang(
+    new_layers: Callable[..., Layers],
+) -> None:
+    """He has the listing's page while he waits for the server, which must not wait for that page then."""
+    layers = new_layers(options="nopassthrough")
+    (layers.lower / "dir").mkdir()
+    for number in range(_READINGS):
+        (layers.lower / "dir" / f"a{number}").touch()
+        os.link(layers.lower / "dir" / f"a{number}", layers.lower / "dir" / f"b{number}")
+    with open(layers.lower / "big", "wb") as big:
+        big.truncate(_READINGS * _ROOM)
+    root = layers.mount()
+    reading = threading.Thread(target=read_into_itself, args=(root,), daemon=True)
+    reading.start()
+    reading.join(30)
+    if reading.is_alive():
+        abort(os.stat(root).st_dev)
+        raise AssertionError("it hangs")
+
+
+_READINGS, _ROOM = 100, 1 << 17
+
+
+def read_into_itself(root: Path) -> None:
+    with open(root / "big", "rb") as big:
+        into = libc.mmap(None, _READINGS * _ROOM, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, big.fileno(), 0)
+    for number in range(_READINGS):
+        os.listdir(root / "dir")
+        directory = os.open(root / "dir", os.O_RDONLY | os.O_DIRECTORY)
+        os.stat(root / "dir" / f"a{number}")
+        changing = threading.Thread(target=os.chmod, args=(root / "dir" / f"a{number}", 0o600))
+        changing.start()
+        time.sleep(number % 10 * 5e-5)
+        assert libc.syscall(217, directory, ctypes.c_void_p(into + number * _ROOM), 1 << 16) > 0
+        changing.join()
+        os.close(directory)
+    libc.munmap(into, _READINGS * _ROOM)
 
 
 def test_nor_otherwise_when_the_kernel_has_forgotten_it(layers: Layers) -> None:

@@ -1,7 +1,10 @@
 """Whose files are, and what a caller may do: as the kernel decides it for the calling user."""
 
+import ctypes
 import errno
+import mmap
 import os
+import platform
 import shutil
 import stat
 import struct
@@ -16,7 +19,7 @@ import pytest
 
 from overt.host import mounts, process
 
-from .ground import Ground, Layers, as_user, describe, link_open, xattrs
+from .ground import Ground, Layers, as_user, describe, libc, link_open, xattrs
 
 USER, GROUP = 1000, 1001
 
@@ -358,6 +361,45 @@ def test_a_chown_that_is_refused_takes_no_capability_away(program: Path) -> None
     assert owner(program) == (0, GROUP, 0o6777)
     as_user(USER, lambda: os.truncate(program, 5))
     assert (os.listxattr(program), owner(program)[2]) == ([], 0o777)
+
+
+def lchown_32(path: Path) -> int:
+    """lchown(path, -1, -1) by the oldest number that i386 has for it, 16; the errno.
+
+    push rbx; mov ebx, edi; mov ecx, 0xffff; mov edx, ecx; mov eax, 16; int 0x80; pop rbx; ret
+    """
+    code = bytes.fromhex("53 89fb b9ffff0000 89ca b810000000 cd80 5b c3")
+    at = libc.mmap(None, 8192, 7, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, -1, 0)  # MAP_32BIT
+    name = bytes(path) + b"\0"
+    ctypes.memmove(at, code, len(code))
+    ctypes.memmove(at + 4096, name, len(name))
+    return -ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(at)(at + 4096)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the 32-bit calls of x86_64")
+def test_nor_does_one_by_another_number(program: Path) -> None:
+    answer = as_user(USER, lambda: lchown_32(program.parent / "missing"))
+    if answer != errno.ENOENT:
+        pytest.skip(f"no calls of 32 bits here ({os.strerror(answer)})")
+    os.setxattr(program, "security.capability", CAPABILITY)
+    assert as_user(USER, lambda: lchown_32(program)) == errno.EPERM
+    assert owner(program) == (0, GROUP, 0o6777)
+    assert lchown_32(program) == 0
+    assert owner(program) == (0, GROUP, 0o777)
+
+
+def test_a_chown_by_who_may_change_any_file_takes_them_away(program: Path) -> None:
+    def chown(uid: int) -> None:
+        process.keep_capabilities_across_setfsuid()
+        os.setresuid(USER, USER, USER)
+        os.chown(program, uid, -1)
+
+    for uid in (-1, USER + 1):
+        os.chown(program, 0, -1)
+        os.chmod(program, 0o6777)
+        os.setxattr(program, "security.capability", CAPABILITY)
+        as_user(0, lambda uid=uid: chown(uid))
+        assert (os.listxattr(program), owner(program)) == ([], (max(uid, 0), GROUP, 0o777))
 
 
 def test_setuid_programs_run_as_their_owner(layers: Layers) -> None:

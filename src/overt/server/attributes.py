@@ -96,7 +96,7 @@ def setattr_(mount: Mount, request: Request) -> Reply:
         call = caller.glance(request.pid)
         if request.uid:
             _must_be_allowed_to_drop_privileges(tree, node, request, call)
-        elif call.is_seen and not call.is_chown and caller.has_capability(request.pid, "fsetid", unseen=False):
+        elif call.is_seen and _writes(node, call) and caller.has_capability(request.pid, "fsetid", unseen=False):
             return getattr_(mount, request)  # a write that leaves the bits: it was for a capability, which has gone
     if valid & fuse.FATTR_MODE and stat.S_ISLNK(node.mode):  # older kernels pass it on, and chmod(2) would follow
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -174,14 +174,23 @@ def _truncate(mount: Mount, node: Node, fh: int | None, size: int, *, cut: bool)
 def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request, call: caller.Call) -> None:
     """Whoever writes takes setuid bits away; by chown(2) only the owner does, and the request looks the same.
 
-    EPERM for others (setattr_prepare, which the kernel does not ask here: fuse_setattr takes ATTR_MODE out before).
-    One whose call is not to be seen is taken to write if somebody has the file open so.
+    EPERM for others (setattr_prepare, which the kernel does not ask here: fuse_setattr takes ATTR_MODE out before),
+    but for those with CAP_FOWNER.
     """
-    writes = not call.is_chown if call.is_seen else any(handle.writes for handle in node.handles or ())
     st = tree.stat(node)
     has_bits = st.st_mode & stat.S_ISUID or st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
-    if stat.S_ISREG(st.st_mode) and has_bits and request.uid != st.st_uid and not writes:
+    if not stat.S_ISREG(st.st_mode) or not has_bits or request.uid == st.st_uid or _writes(node, call):
+        return
+    if not caller.has_capability(request.pid, "fowner", unseen=False):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def _writes(node: Node, call: caller.Call) -> bool:
+    """Whether it may be a write from which a request comes that takes privileges away: somebody has the file open so.
+
+    That it is not seen in a chown(2) is not enough: there are more numbers for that than we know.
+    """
+    return not call.is_chown and any(handle.writes for handle in node.handles or ())
 
 
 def drop_privileges(tree: Tree, node: Node, request: Request) -> None:

@@ -226,6 +226,8 @@ def _opened(
         handle.direct |= below is not None or (mount.volatile and bool(flags & _SYNC))
         handle.maps = flags & os.O_ACCMODE == os.O_RDWR
         node.mappers += handle.maps
+        if handle.maps and node.mappers == 1 and node.lookups:  # what the kernel was told before was for ever
+            mount.send(notify.inval_inode(node.id, -1, 0))
     return handle
 
 

@@ -23,13 +23,19 @@ _one = bytearray(280)
 
 
 def opendir(mount: Mount, request: Request) -> Reply:
-    """OPENDIR: with a descriptor of the upper directory, so that fsync of this stream has a cursor of its own."""
+    """OPENDIR: with a descriptor of the upper directory, so that fsync of this stream has a cursor of its own.
+
+    A listing that the kernel keeps is dropped here, in the caller's time, and not by a notification: that waits for
+    whoever is reading it, who may wait for us (a page fault on the buffer that he reads into).
+    """
     tree = mount.tree
     node = tree.node(request.nodeid)
     fd = open_upper(mount, node) if node.layer == UPPER else -1
     handle = mount.new_handle(node, fd, request.arg[0])
     node.readers += 1
-    return mount.session.opened(request.unique, handle.fh, fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE)
+    keep = 0 if node.relisted else fuse.FOPEN_KEEP_CACHE
+    node.relisted = False
+    return mount.session.opened(request.unique, handle.fh, fuse.FOPEN_CACHE_DIR | keep)
 
 
 def open_upper(mount: Mount, node: Node) -> int:

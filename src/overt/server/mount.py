@@ -241,9 +241,6 @@ class Mount:
             for number in set(self._changed):
                 self.send(notify.inval_inode(number, -1, 0))
             self._changed.clear()
-            for number in self.tree.relisted:
-                self.send(notify.inval_inode(number))
-            self.tree.relisted.clear()
         if reply is not None:
             try:
                 os.write(self.fd, reply)

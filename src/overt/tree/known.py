@@ -19,8 +19,6 @@ class Known:
         """key of an upper file -> the inode number that the file had before it was copied up"""
         self.changed: list[int] = []
         """nodes whose attributes changed without the kernel knowing; the server tells it"""
-        self.relisted: list[int] = []
-        """directories of them in which a name has got another inode number"""
         self.forgotten = 0
         """nodes that the kernel has forgotten, since the last `shrink`"""
         self._last_id = ROOT_ID

@@ -46,6 +46,7 @@ class Node:
         "readers",
         "redirect",
         "refused",
+        "relisted",
         "stale",
         "written",
         "xattrs",
@@ -88,6 +89,8 @@ class Node:
         self.refused: dict[int, float] | None = None
         """threads that were sent to look the name up again, for the old number is open on a lower layer, and when"""
         self.listing: Any = None
+        self.relisted = False
+        """whether a name in this directory has got another inode number since the kernel began to keep its listing"""
         self.misses = 0
         """look-ups of this merged directory that had to ask its layers"""
         self.readers = 0

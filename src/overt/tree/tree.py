@@ -411,7 +411,7 @@ class Tree(Known):
         """
         if node.parent is not None and node.anchor < 0:
             if broken:
-                self.relisted.append(node.parent.id)
+                node.parent.relisted = True
             entry = node.parent.listing.get(node.name) if node.parent.listing is not None else None
             if entry is not None:
                 ino = st.st_ino if broken else entry.ino
