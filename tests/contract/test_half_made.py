@@ -108,6 +108,35 @@ def test_where_the_mount_point_cannot_be_mounted_on(servers: Servers) -> None:
     server.stop()
 
 
+@pytest.mark.parametrize("left", [[], ["work"], ["work", "work/left"]], ids=["nothing", "empty", "not-empty"])
+def test_where_the_upper_is_read_only(servers: Servers, left: list[str]) -> None:
+    server = servers.start()
+    with open_scene("ext4", server) as scene:
+        scene.overlay().umount()
+        overlay, options = scene.make()
+        for name in left:
+            (overlay.work / name).mkdir()
+        before = present(server)
+        with disk_read_only(scene):
+            for extra in ("", ",volatile"):
+                with pytest.raises(ServerError, match=f"^workdir {overlay.work}: Read-only file system$"):
+                    server.client.mount(str(overlay.target), options + extra)
+            as_before(server, before)
+        scene.again(overlay)
+    server.stop()
+
+
+@contextmanager
+def disk_read_only(scene: Scene) -> Iterator[None]:
+    fd = os.open(scene.root, os.O_PATH)
+    try:
+        mounts.reconfigure(fd, "ro")
+        yield
+        mounts.reconfigure(fd, "rw")
+    finally:
+        os.close(fd)
+
+
 def test_where_the_kernel_does_not_begin_to_talk(servers: Servers) -> None:
     server = servers.start("talking")
     with open_scene("ext4", server) as scene:

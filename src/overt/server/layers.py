@@ -210,29 +210,31 @@ def _in_kernel_overlay(upper: str) -> bool:
 def prepare_work(base: int, name: str) -> None:
     """Make `work` in the work directory, empty, as the kernel does; refuse one that a volatile mount left dirty."""
     try:
-        os.mkdir(b"work", 0, dir_fd=base)
-    except FileExistsError:
-        incompatible = _names(base, b"work/incompat")
-        if "volatile" in incompatible:
-            raise Refusal(
-                f"workdir {name}: a volatile mount was here, and its upperdir may have lost data "
-                "(work/incompat/volatile). Throw both away, or, if that data does not matter, "
-                f"remove {name}/work/incompat"
-            ) from None
-        if incompatible:
-            raise Refusal(f"workdir {name}: work/incompat/{incompatible[0]} forbids this mount") from None
-        fd = os.open(b"work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base)
         try:
-            for left in os.listdir(fd):
-                remove_tree(fd, left)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise Refusal(f"workdir {name}: {error.strerror}") from None
-    try:
+            os.mkdir(b"work", 0, dir_fd=base)
+        except FileExistsError:
+            _clear_work(base, name)
         bequeath_nothing(xattr_path(base, b"work"))
     except OSError as error:
         raise Refusal(f"workdir {name}: {error.strerror}") from None
+
+
+def _clear_work(base: int, name: str) -> None:
+    incompatible = _names(base, b"work/incompat")
+    if "volatile" in incompatible:
+        raise Refusal(
+            f"workdir {name}: a volatile mount was here, and its upperdir may have lost data "
+            "(work/incompat/volatile). Throw both away, or, if that data does not matter, "
+            f"remove {name}/work/incompat"
+        ) from None
+    if incompatible:
+        raise Refusal(f"workdir {name}: work/incompat/{incompatible[0]} forbids this mount") from None
+    fd = os.open(b"work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base)
+    try:
+        for left in os.listdir(fd):
+            remove_tree(fd, left)
+    finally:
+        os.close(fd)
 
 
 def bequeath_nothing(work: bytes) -> None:
@@ -248,23 +250,19 @@ def bequeath_nothing(work: bytes) -> None:
 
 
 def remove_work(base: int) -> None:
-    """Take away the `work` that was made for a mount that came to nothing; one that is not empty was there before."""
-    try:
+    """Take away the `work` that was made for a mount that came to nothing; one that is not empty was there before.
+
+    Raises nothing: why the mount came to nothing, a filesystem that is read-only perhaps, is what is to be said.
+    """
+    with contextlib.suppress(OSError):
         os.rmdir(b"work", dir_fd=base)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-            raise
 
 
 def remove_unclaimed_work(base: int) -> None:
     """The same when the mount has let go of the work directory, unless another has claimed it by now."""
-    try:
+    with contextlib.suppress(OSError, Refusal):
         claim = _lock(base, "workdir", "")
-    except Refusal:
-        return
-    try:
         remove_work(base)
-    finally:
         os.close(claim)
 
 
