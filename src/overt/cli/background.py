@@ -47,10 +47,14 @@ def in_background(options: Options, target: str) -> int:
 
             try:
                 status = _serve(options, target, report, foreground=False)
+            except BrokenPipeError:
+                raise
             except OSError as error:
                 if reported:
                     raise
                 report({"error": describe(error), "status": 1})
+        except (BrokenPipeError, KeyboardInterrupt):
+            pass  # whoever gave the command has ended it: what it had mounted is unmounted by now
         except BaseException:  # nobody above may see it: this is the child of a fork
             traceback.print_exc()
         finally:

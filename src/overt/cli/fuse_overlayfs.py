@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from overt import __version__
-from overt.cli.report import complain, describe, hold_standard_descriptors
+from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.overlay import fuse_overlayfs
 from overt.overlay.options import OptionError, Options
 
@@ -68,6 +68,7 @@ def read(args: Sequence[str]) -> Asked:
     return Asked(",".join(texts), places, foreground, instead, unknown)
 
 
+@interruptible
 def run(args: Sequence[str]) -> int:
     """Mount as `args` say; return the exit status. Whatever is wrong is one line on stderr."""
     try:

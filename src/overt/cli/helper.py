@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from overt.cli import shared
 from overt.cli.background import in_background
-from overt.cli.report import complain, describe, hold_standard_descriptors
+from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.host import mounts
 from overt.overlay.options import OptionError, UnknownOption, items, understand
 from overt.server import registry
@@ -34,6 +34,7 @@ _ATTRIBUTES = {
 }  # fmt: skip
 
 
+@interruptible
 def run(args: Sequence[str]) -> int:
     """Mount as `args` say; return the exit status. Whatever is wrong is one line on stderr."""
     try:

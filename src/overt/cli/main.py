@@ -19,7 +19,7 @@ import click
 import click.shell_completion
 
 from overt import __version__
-from overt.cli.report import complain, describe, hold_standard_descriptors
+from overt.cli.report import INTERRUPTED, complain, describe, hold_standard_descriptors, interruptible
 
 COMMANDS = {
     "mount": "Mount an overlay.",
@@ -63,6 +63,7 @@ _COMPLETE = "_OVERT_COMPLETE"
 """how a shell asks for completion, and for the script by which it asks (click.shell_completion)"""
 
 
+@interruptible
 def run(args: Sequence[str]) -> int:
     """Run ``overt ARGS`` and return its exit status."""
     # Not click's own main(): it prints usage errors on four lines, and takes any EPIPE for that of a reader gone away
@@ -85,8 +86,8 @@ def run(args: Sequence[str]) -> int:
     except click.ClickException as error:
         complain("overt", error.format_message())
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
+    except click.Abort:
+        return INTERRUPTED
     except OSError as error:
         complain("overt", describe(error))
         return 1

@@ -1,7 +1,25 @@
 """What a command says when something went wrong: one line; and where. Without click, for those who do not need it."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable, Sequence
+
+INTERRUPTED = 130
+"""the exit status of a command that Ctrl-C has ended, as a shell has it"""
+
+
+def interruptible(run: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """`run`, which returns an exit status, with one for an interrupt, too: that is no bug, and has no traceback."""
+
+    @functools.wraps(run)
+    def until_interrupted(args: Sequence[str]) -> int:
+        try:
+            return run(args)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+    return until_interrupted
 
 
 def hold_standard_descriptors() -> None:

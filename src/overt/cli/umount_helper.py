@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from overt.cli.report import complain, describe, hold_standard_descriptors
+from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.host import mounts
 from overt.printable import printable
 from overt.server import registry
@@ -23,6 +23,7 @@ _WHO = "umount.fuse.overt"
 _FAILED = 32
 
 
+@interruptible
 def run(args: Sequence[str]) -> int:
     """Unmount as `args` say; return the exit status. Whatever is wrong is one line on stderr."""
     try:

@@ -123,10 +123,19 @@ class Control:
             return True
         except OSError as error:  # the client is gone
             self._service.events.say("client gone", why=str(error))
+            if "notices" in answer:
+                self._take_back(json.loads(line)["target"])
             return False
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _take_back(self, target: str) -> None:
+        """Unmount what somebody asked for who has not heard that he has it."""
+        try:
+            self._service.umount(target)
+        except (OSError, Refusal) as error:
+            self._service.events.say("stays mounted", mount=target, why=str(error))
 
     def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
         verb = request.get("do")

@@ -46,7 +46,7 @@ def serve(
     `first` is called, on a thread of its own, to make the mount for which this server exists; the server ends with its
     last mount then. Without `first` it serves until SIGTERM. `socket`: where to listen, beside the registry.
     `watchdog`: one that was forked already. `ready` tells whoever waits for the server; an OSError of it, or of
-    `first`, is raised here when the server has ended.
+    `first`, is raised here when the server has ended, and has unmounted what it had mounted until then.
     """
     _raise_limits()
     gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
@@ -105,12 +105,9 @@ def serve(
             if first is not None:
                 first(service)
             ready()
-        except Refusal:
-            engine.stop()
-            return
-        except OSError as error:
-            failure = error
-            engine.stop()
+        except (Refusal, OSError) as error:
+            failure = error if isinstance(error, OSError) else None
+            end()
             return
         if first is not None:
             service.empty.wait()
