@@ -112,11 +112,14 @@ def table(place: Place) -> Path:
     for name in ("with space", "with,comma", "with:colon"):
         (place.base / name).mkdir()
         (place.base / name / f"file {name}").touch()
+    for path in (place.upper, place.work):
+        (path / r"with space, comma and :colon").mkdir()
     space, colon, comma = (f"{place.base}/{name}" for name in (r"with\040space", r"with\134:colon", r"with\134,comma"))
+    all_of_them = r"with\040space\134,\040comma\040and\040\134:colon"
     file = place.base / "fstab"
     file.write_text(
-        f"overt {place.merged} fuse.overt lowerdir={space}:{colon}:{comma},upperdir={place.upper},workdir={place.work},"
-        "noauto,x-systemd.requires-mounts-for=/usr 0 0\n"
+        f"overt {place.merged} fuse.overt lowerdir={space}:{colon}:{comma},upperdir={place.upper}/{all_of_them},"
+        f"workdir={place.work}/{all_of_them},noauto,x-systemd.requires-mounts-for=/usr 0 0\n"
     )
     return file
 
@@ -124,6 +127,8 @@ def table(place: Place) -> Path:
 def test_a_line_of_fstab_with_names_that_need_care(place: Place, table: Path) -> None:
     run("mount", "-T", table, place.merged)
     assert sorted(os.listdir(place.merged)) == ["file with space", "file with,comma", "file with:colon"]
+    (place.merged / "new").touch()
+    assert [path.name for path in place.upper.glob("*/*")] == ["new"]
     run("umount", "-c", place.merged)
 
 

@@ -14,6 +14,11 @@ def test_layers_are_listed_uppermost_first() -> None:
     assert parse("lowerdir=/a") == Options(("/a",), None, None, read_only=True)
 
 
+def test_a_backslash_in_a_single_directory_is_taken_out_once_as_the_kernel_does() -> None:
+    options = parse(r"lowerdir=/l\:1:/l\\2,upperdir=/u\:\,\\\\\x,workdir=/w:w\\")
+    assert (options.lower, options.upper, options.work) == (("/l:1", r"/l\2"), r"/u:,\\x", "/w:w\\")
+
+
 @pytest.mark.parametrize(
     "text, option",
     [

@@ -4,7 +4,6 @@ One table, TAKEN. What is in neither it nor overt's own options is passed over w
 its callers count on it.
 """
 
-import re
 from typing import NamedTuple
 
 from overt.overlay import options
@@ -38,9 +37,6 @@ _REFUSED = {
 }
 
 
-_BACKSLASH = re.compile(r"\\(.)")
-
-
 class Understood(NamedTuple):
     """Options, and those that were passed over."""
 
@@ -58,8 +54,6 @@ def parse(text: str) -> Understood:
         name = key + equals
         if item in options.OPPOSITES:
             kept.pop(options.OPPOSITES[item], None)
-        elif key in ("upperdir", "workdir"):
-            kept[key] = name + _BACKSLASH.sub(r"\1", value)
         elif name in OWN:
             kept[key] = item
         elif name in ("fsync=", "sync="):

@@ -1,6 +1,7 @@
 """Mount options, as ``mount -o`` has them."""
 
 import os
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ _ATIME = {
     "noatime": "noatime", "strictatime": "strictatime",
 }  # fmt: skip
 """when reading changes the access time, the last one counting (mount(8))"""
+_BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
+"""what it stands before in a single directory is taken as it is (ovl_unescape)"""
 
 
 class OptionError(ValueError):
@@ -171,7 +174,10 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
             f"metacopy=on and redirect_dir={redirect_dir} contradict each other: it needs redirect_dir=on"
         )
     lower, data = _lower(values.get("lowerdir"), repeated["lowerdir+"], repeated["datadir+"])
-    upper, work = values.get("upperdir"), values.get("workdir")
+    upper, work = (
+        None if value is None else _BACKSLASH.sub(r"\1", value)
+        for value in (values.get("upperdir"), values.get("workdir"))
+    )
     if upper and not work:
         raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
     if work and not upper:
