@@ -2,13 +2,16 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from overt.host import mounts
 
-from .scene import EIO, Overlay, Scene, fsync, run_overt
+from .conftest import Servers
+from .scene import EIO, Overlay, Scene, fsync, open_scene, run_overt
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -138,3 +141,54 @@ def test_what_somebody_has_mounted_over_it_is_not_unmounted_in_its_place(ext4: S
     mounts.umount(overlay.target)
     ext4.close(overlay.write("file"))
     assert umount(overlay) == (0, "no error recorded")
+
+
+def move(source: Path, target: Path) -> None:
+    target.mkdir()
+    subprocess.run(["mount", "--move", source, target], check=True, timeout=30)
+
+
+def test_what_was_moved_is_unmounted_where_it_is(ext4: Scene) -> None:
+    overlay, old = ext4.overlay(), ext4.base / "mnt-1"
+    move(overlay.target, new := ext4.base / "moved")
+    done = run_overt("umount", str(old))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{old}: is not there any more (was it moved?): unmount it where it is" in done.stderr
+    overlay.target = new
+    assert umount(overlay) == (0, "no error recorded")
+
+
+def test_and_so_is_one_below_a_directory_that_was_renamed(ext4: Scene) -> None:
+    overlay, options = ext4.make()
+    (above := ext4.base / "above").mkdir()
+    overlay.target = overlay.target.rename(above / "mnt")
+    ext4.server.client.mount(str(overlay.target), options)
+    ext4.overlays.append(overlay)
+    above.rename(renamed := ext4.base / "renamed")
+    overlay.target = renamed / "mnt"
+    ext4.close(overlay.write("file"))
+    assert umount(overlay) == (0, "no error recorded")
+
+
+def test_another_place_of_a_mount_is_not_the_one_to_unmount(ext4: Scene) -> None:
+    overlay = ext4.overlay()
+    (copy := ext4.base / "copy").mkdir()
+    subprocess.run(["mount", "--bind", overlay.target, copy], check=True, timeout=30)
+    done = run_overt("umount", str(copy))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "another place of an overt mount" in done.stderr
+    mounts.umount(copy)
+    assert umount(overlay) == (0, "no error recorded")
+
+
+def test_a_server_that_ends_unmounts_what_was_moved(servers: Servers) -> None:
+    server = servers.start()
+    with open_scene("ext4", server) as scene:
+        overlay, other = scene.overlay(), scene.overlay()
+        move(overlay.target, new := scene.base / "moved")
+        move(other.target, scene.base / "moved too")
+        _, options = scene.make()
+        server.client.mount(str(overlay.target), options)
+        assert server.stop() == 0
+        assert not any(os.path.ismount(path) for path in (new, overlay.target, scene.base / "moved too"))
+        scene.overlays.clear()

@@ -23,7 +23,7 @@ def watched(place: Place) -> Iterator[Place]:
     try:
         yield place
     finally:
-        for device in registry._mounts_at(str(place.merged)):
+        for device in registry.devices_at(str(place.merged)):
             watchdog.abort(device)
 
 

@@ -5,9 +5,11 @@ umount -c, as systemd calls it: without it, umount(8) asks statfs(2) for the typ
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from overt.host import mounts
 from overt.lab import Disk
+from overt.server import registry
 
 from .conftest import SOURCE, Place
 
@@ -181,3 +184,32 @@ def test_systemd_reads_the_same_table(place: Place, table: Path) -> None:
     # systemd hands the options to mount(8) as they are there.
     run("mount", settings["What"], settings["Where"], "-t", settings["Type"], "-o", settings["Options"])
     assert "file with space" in os.listdir(place.merged)
+
+
+@pytest.mark.parametrize("extra", ["", ",volatile"])
+@pytest.mark.parametrize("registered", [True, False])
+def test_umount_says_that_the_server_was_dead(place: Place, extra: str, registered: bool) -> None:
+    run("mount", "-t", "fuse.overt", "-o", place.options + extra, "overlay", place.merged)
+    entry = registry.owner(str(place.merged))
+    assert entry is not None
+    os.kill(entry.pid, signal.SIGKILL)
+    while not entry.dead:
+        time.sleep(0.01)
+    if not registered:
+        registry.remove(entry.file)
+    assert run("umount", "-c", place.merged, status=32) == (
+        f"umount.fuse.overt: {place.merged}: unmounted; its server was dead: what it had not flushed may be lost\n"
+    )
+    assert not os.path.ismount(place.merged)
+    assert registry.owner(str(place.merged)) is None
+
+
+def test_what_lives_on_elsewhere_has_lost_nothing(place: Place) -> None:
+    run("mount", "-t", "fuse.overt", "-o", place.options, "overlay", place.merged)
+    copy = place.base / "copy"
+    copy.mkdir()
+    run("mount", "--bind", place.merged, copy)
+    said = run("umount", "-c", place.merged)
+    assert said == f"umount.fuse.overt: {place.merged}: unmounted; still mounted elsewhere\n"
+    assert writable(copy)
+    run("umount", copy)

@@ -19,32 +19,26 @@ def command(target: str, *, as_json: bool) -> int:
     """Unmount MNT, and say whether data was lost.
 
     An ordinary mount is flushed. Exit status: 0 no error was recorded; 3 data is lost or may be lost, or the mount
-    lives on in another mount namespace; 1 it could not be unmounted.
+    lives on in another place; 1 it could not be unmounted.
     """
     if not target:
         raise click.UsageError("MNT is empty")
     place = os.path.abspath(target)
-    owners = [entry for entry in registry.entries() if entry.target == place]
-    owners = owners or [entry for entry in registry.entries() if entry.target == os.path.realpath(place)]
-    if not owners:
-        if registry.is_dead_mount(place):  # its entry was cleared by a server in another namespace
-            mounts.umount(place, mounts.MNT_DETACH)
-            click.echo(
-                f"overt: {target}: its server was dead: cleared away; what it had not flushed may be lost", err=True
-            )
-            return 3
-        click.echo(f"overt: {target}: not an overt mount", err=True)
-        return 1
-    entry = owners[-1]
-    if entry.dead:
-        if registry.mounted(entry):
-            mounts.umount(entry.target, mounts.MNT_DETACH)
-        registry.remove(entry.file)
-        click.echo(
-            f"overt: {target}: its server {entry.pid} was dead: cleared away; what it had not flushed may be lost",
-            err=True,
-        )
+    entry = registry.owner(place)
+    real = os.path.realpath(place)
+    dead = registry.is_dead_mount(real) if entry is None else entry.dead  # a server elsewhere may have taken the entry
+    if dead:
+        if entry is None or registry.mounted(entry):
+            mounts.umount(real if entry is None else entry.target, mounts.MNT_DETACH)
+        if entry is not None:
+            registry.remove(entry.file)
+        server = "its server" if entry is None else f"its server {entry.pid}"
+        click.echo(f"overt: {target}: {server} was dead: cleared away; what it had not flushed may be lost", err=True)
         return 3
+    if entry is None:
+        what = "another place of an overt mount: take it away with umount(8)"
+        click.echo(f"overt: {target}: {what if registry.is_mount(real) else 'not an overt mount'}", err=True)
+        return 1
     try:
         with Client(registry.directory() / f"{entry.pid}.sock") as client:
             record = client.umount(entry.target)

@@ -35,8 +35,7 @@ def run(args: Sequence[str]) -> int:
         verdict = _umount(os.path.abspath(places[0]), how)
         if verdict != _WELL:
             complain(_WHO, f"{places[0]}: unmounted; {verdict}")
-            return _FAILED
-        return 0
+        return 0 if verdict in (_WELL, _ELSEWHERE) else _FAILED
     except (getopt.GetoptError, ServerError) as error:
         complain(_WHO, str(error))
     except OSError as error:
@@ -45,20 +44,26 @@ def run(args: Sequence[str]) -> int:
 
 
 _WELL = "no error recorded"
+_ELSEWHERE = "still mounted elsewhere"
+"""nothing is lost, and nothing is over: the verdict comes with the last of its places"""
+_DEAD = "its server was dead: what it had not flushed may be lost"
 
 
 def _umount(target: str, how: int) -> str:
     """Unmount, by the server where it can be asked; what became of the data."""
-    entries = [entry for entry in registry.entries() if entry.target == target and entry.alive]
-    if entries and not how:
-        with Client(registry.directory() / f"{entries[-1].pid}.sock") as client:
+    entry = registry.owner(target)
+    if entry is not None and entry.alive and not how:
+        with Client(registry.directory() / f"{entry.pid}.sock") as client:
             if client.same_mounts:  # else it would unmount its own, and not the copy in this namespace
-                record = client.umount(target)
+                record = client.umount(entry.target)
                 files = ", ".join(map(printable, record.get("files", ())))
                 more = " and perhaps more" if files and record["perhaps_more"] else ""
                 return f"{record['verdict']}: {files}{more}" if files else str(record["verdict"])
+    dead = registry.is_dead_mount(target) if entry is None else entry.dead and registry.mounted(entry)
     mounts.umount(target, how)
-    return _WELL
+    if entry is not None and dead:
+        registry.remove(entry.file)
+    return _DEAD if dead else _WELL
 
 
 def main() -> NoReturn:

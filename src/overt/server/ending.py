@@ -22,7 +22,7 @@ from typing import Any
 
 from overt.fuse.request import Request
 from overt.host import mounts
-from overt.server import report
+from overt.server import registry, report
 from overt.server.identity import become_myself
 from overt.server.mount import Mount
 
@@ -81,11 +81,22 @@ def conclude(mount: Mount) -> dict[str, Any]:
 
 
 def is_covered(mount: Mount) -> bool:
-    """Whether something else is mounted over it, which umount(2) would take away instead."""
+    """Whether something else is at its place, mounted over it, say, which umount(2) would take away instead."""
     try:
         return os.stat(mount.target).st_dev != mount.device
+    except (FileNotFoundError, NotADirectoryError):
+        return True
     except OSError:  # its own error: the connection was aborted, or the upper has shut down
         return False
+
+
+def follow(mount: Mount) -> bool:
+    """Note where a mount is now that was moved, or a directory above it; False if it is where it was, or nowhere."""
+    places = registry.places_of(mount.device)
+    if not places or mount.target in places:
+        return False
+    mount.target = places[-1]
+    return True
 
 
 def is_over(mount: Mount) -> bool:
@@ -116,6 +127,8 @@ def take_down(mount: Mount) -> None:
 def _umount(mount: Mount) -> None:
     """umount(2); while an error is being put on the mount's cursor we are the ones who keep it busy."""
     if is_covered(mount):
+        if mount.device not in registry.devices_at(mount.target):
+            raise OSError(errno.EINVAL, "is not there any more (was it moved?): unmount it where it is", mount.target)
         raise OSError(errno.EBUSY, "something else is mounted over it: unmount that first", mount.target)
     try:
         mounts.umount(mount.target)

@@ -136,6 +136,18 @@ def entries() -> list[Entry]:
     return [entry for _, _, entry in sorted(found)]
 
 
+def owner(place: str) -> Entry | None:
+    """The entry of the mount at `place`; with that place, if it or a directory above it was moved there."""
+    known = entries()
+    real = os.path.realpath(place)
+    for path in (place, real):
+        if found := [entry for entry in known if entry.target == path]:
+            return found[-1]
+    here = devices_at(real)
+    moved = [entry._replace(target=real) for entry in known if entry.device in here and not mounted(entry)]
+    return moved[-1] if moved else None
+
+
 def sockets() -> list[Path]:
     """The control sockets of all servers, dead ones too."""
     return sorted(directory().glob("[0-9]*.sock"))
@@ -168,17 +180,17 @@ def clear_dead() -> list[str]:
 
 def mounted(entry: Entry) -> bool:
     """Whether the entry's mount is at its place in this namespace; asks the mount table, not the (dead) mount."""
-    return entry.device in _mounts_at(entry.target)
+    return entry.device in devices_at(entry.target)
 
 
 def is_mount(place: str) -> bool:
     """Whether a mount of overt's is at `place`, whoever serves it."""
-    return bool(_mounts_at(place))
+    return bool(devices_at(place))
 
 
 def is_dead_mount(place: str) -> bool:
     """Whether a mount of overt's is at `place` whose connection is gone; not if it takes long to say so."""
-    if not _mounts_at(place):
+    if not devices_at(place):
         return False
     problems: list[int | None] = []
 
@@ -194,9 +206,14 @@ def is_dead_mount(place: str) -> bool:
     return problems == [errno.ENOTCONN]
 
 
-def _mounts_at(place: str) -> list[int]:
+def devices_at(place: str) -> list[int]:
     """The devices of overt's mounts at a place, as the mount table has them."""
     return [device for device, path in _table() if path == os.fsencode(place)]
+
+
+def places_of(device: int) -> list[str]:
+    """Where in this namespace a mount of overt's is."""
+    return [os.fsdecode(path) for number, path in _table() if number == device]
 
 
 def _table() -> list[tuple[int, bytes]]:

@@ -18,7 +18,7 @@ from overt.ledger import UpperError
 from overt.overlay.options import OptionError, Options
 from overt.server import data, registry, report
 from overt.server.connect import connect
-from overt.server.ending import LAST_SERVED, conclude, is_covered, is_over, last_flush, take_down
+from overt.server.ending import LAST_SERVED, conclude, follow, is_covered, is_over, last_flush, take_down
 from overt.server.engine import Engine
 from overt.server.handlers import TABLE
 from overt.server.indexing import open_index
@@ -297,7 +297,11 @@ class Service:
     def umount(self, target: str) -> dict[str, Any]:
         """Flush (ordinary), unmount, and say what is known of errors. Raises `Refusal`, or OSError (EBUSY)."""
         target = os.path.realpath(target)
-        found = [mount for mount in self.mounts if mount.placed and mount.target == target]
+        placed = [mount for mount in self.mounts if mount.placed]
+        found = [mount for mount in placed if mount.target == target]
+        if not found:
+            here = registry.devices_at(target)
+            found = [mount for mount in placed if mount.device in here and follow(mount)]
         if not found:
             raise Refusal(f"{target}: no overt mount of this server")
         return self._unmount(found[-1])
@@ -395,7 +399,9 @@ class Service:
             try:
                 if mount.destroyed:
                     conclude(mount)
-                elif mount.placed and (mount.gone or os.path.ismount(mount.target)):
+                elif mount.placed and (
+                    mount.gone or not is_covered(mount) or follow(mount) or os.path.ismount(mount.target)
+                ):
                     self._unmount(mount)
                 else:  # somebody moved it into another namespace: its users will find the server gone
                     self._left(mount)
