@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from overt.host import mounts
 from overt.lab import Disk
 from overt.server import registry
+from overt.server.client import Client, start
 
 from .conftest import SOURCE, Place
 
@@ -213,3 +215,49 @@ def test_what_lives_on_elsewhere_has_lost_nothing(place: Place) -> None:
     assert said == f"umount.fuse.overt: {place.merged}: unmounted; still mounted elsewhere\n"
     assert writable(copy)
     run("umount", copy)
+
+
+def test_what_is_mounted_already_is_not_mounted_again(place: Place) -> None:
+    """libmount looks for the line's source in the mount table, where a loop device would be no match."""
+    names = {"overt": "with-upper", r"two\040words": "read-only", "none": "nameless"}
+    for name in names.values():
+        (place.base / name).mkdir()
+    file = place.base / "fstab"
+    file.write_text(
+        "".join(
+            f"{source} {place.base}/{name} fuse.overt "
+            f"{place.options if name == 'with-upper' else f'lowerdir={place.lower}'} 0 0\n"
+            for source, name in names.items()
+        )
+    )
+    for _ in range(2):
+        run("mount", "-a", "-T", file)
+    for source, name in names.items():
+        sources = run("findmnt", "-rno", "SOURCE", place.base / name).splitlines()
+        assert sources == [source.replace(r"\040", r"\x20")]
+        run("umount", "-c", place.base / name)
+
+
+def test_a_source_that_is_a_path_is_not_shown(place: Place) -> None:
+    for source in ("/no/such", "..", "x" * 256):
+        run("mount", "-t", "fuse.overt", "-o", place.options, source, place.merged)
+        assert run("findmnt", "-rno", "SOURCE", place.merged) == "overt\n"
+        run("umount", "-c", place.merged)
+
+
+def test_each_of_many_that_are_mounted_at_once_has_a_device_of_its_own(place: Place) -> None:
+    server = start(str(place.base / "socket"))
+    places = [place.base / f"merged{number}" for number in range(16)]
+
+    def mount(target: Path) -> None:
+        target.mkdir()
+        with Client(server.path) as client:
+            client.mount(str(target), f"lowerdir={place.lower}")
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(mount, places))
+        assert len({os.stat(target).st_dev for target in places}) == len(places)
+        assert os.readlink(f"/proc/{server.process.pid}/cwd") == os.getcwd()
+    finally:
+        assert server.stop() == 0

@@ -24,7 +24,7 @@ def _say(result: dict[str, Any]) -> None:
 
 def in_foreground(options: Options, target: str) -> int:
     """Serve the mount in this process until it ends; the exit status."""
-    return _serve(options, target, _say, foreground=True)
+    return _serve(options, target, os.path.abspath(target), _say, foreground=True)
 
 
 def in_background(options: Options, target: str) -> int:
@@ -37,6 +37,8 @@ def in_background(options: Options, target: str) -> int:
         try:
             os.close(reading)
             os.setsid()
+            place = os.path.abspath(target)
+            os.chdir("/")
 
             def report(result: dict[str, Any]) -> None:
                 nonlocal reported
@@ -46,7 +48,7 @@ def in_background(options: Options, target: str) -> int:
                 _let_go_of_terminal()
 
             try:
-                status = _serve(options, target, report, foreground=False)
+                status = _serve(options, target, place, report, foreground=False)
             except BrokenPipeError:
                 raise
             except OSError as error:
@@ -84,10 +86,10 @@ def _let_go_of_terminal() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    os.chdir("/")
 
 
-def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> int:
+def _serve(options: Options, target: str, place: str, report: Any, *, foreground: bool) -> int:
+    """Serve a mount at `place`, which is called `target`, until it ends; the exit status."""
     from overt.server.watchdog import Watchdog
 
     # Forked before the server's own modules are there: it needs none of them, and would keep the pages they are in.
@@ -97,19 +99,18 @@ def _serve(options: Options, target: str, report: Any, *, foreground: bool) -> i
     from overt.server.main import serve
     from overt.server.service import Service
 
-    absolute = os.path.abspath(target)
     failed = threading.Event()
 
     def first(service: Service) -> None:
         try:
-            notices = service.mount(options, absolute)
+            notices = service.mount(options, place)
         except Refusal as error:
             failed.set()
             report({"error": str(error), "status": 1})
             raise
         except OSError as error:
             failed.set()
-            report({"error": f"{absolute}: {error.strerror}", "status": 1})
+            report({"error": f"{place}: {error.strerror}", "status": 1})
             raise Refusal(str(error)) from None
         report({"notices": notices, "target": target})
 

@@ -2,9 +2,9 @@
 
     mount.fuse.overt SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
 
-SOURCE means nothing to an overlay. The exit statuses are mount(8)'s: 0, and 32 for a mount that failed. mount(8) looks
-for its helpers in /sbin, by the type: that of a mount that is there is fuseblk.overt, so it wants a link of that name,
-too (docs/mounting.md).
+SOURCE means nothing to an overlay; a name without a slash is what the mount is called in the mount table. The exit
+statuses are mount(8)'s: 0, and 32 for a mount that failed. mount(8) looks for its helpers in /sbin, by the type: that
+of a mount that is there is fuseblk.overt, so it wants a link of that name (docs/mounting.md).
 """
 
 import getopt
@@ -17,7 +17,7 @@ from overt.cli import shared
 from overt.cli.background import in_background
 from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.host import mounts
-from overt.overlay.options import OptionError, UnknownOption, items, understand
+from overt.overlay.options import OptionError, UnknownOption, is_source, items, understand
 from overt.server import registry
 
 _WHO = "mount.fuse.overt"
@@ -51,6 +51,8 @@ def run(args: Sequence[str]) -> int:
             return 0
         rest = [word for word in words if not word.startswith(_FOR_OTHERS)]
         options = understand(rest, sloppy="-s" in flags).absolute()
+        if is_source(places[0]):
+            options = options._replace(source=places[0])
         if "-f" in flags:
             return 0
         servers = [word.removeprefix(_SERVER) for word in words if word.startswith(_SERVER)]

@@ -46,6 +46,15 @@ _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 """what it stands before in a single directory is taken as it is (ovl_unescape)"""
 
 
+SOURCE = "overt"
+"""what a mount is called where mounts are listed, if nobody says otherwise"""
+
+
+def is_source(word: str) -> bool:
+    """Whether a mount can be called so: not a path, which could be found to lead somewhere."""
+    return "/" not in word and word not in ("", ".", "..") and len(os.fsencode(word)) <= 255
+
+
 class OptionError(ValueError):
     """An option that cannot be used; the text names it and says what to do."""
 
@@ -81,6 +90,8 @@ class Options(NamedTuple):
     data: tuple[str, ...] = ()
     """data-only lower layers"""
     view: View = View()
+    source: str = SOURCE
+    """what the mount is called where mounts are listed; a name, and no path"""
 
     def absolute(self) -> "Options":
         """The same with absolute paths: whoever mounts may have another working directory."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from overt.host import loop, mounts
 from overt.overlay.options import Options
 from overt.server.layers import Refusal, access_times
+from overt.server.source import named
 
 
 class Connection(NamedTuple):
@@ -53,7 +54,7 @@ def connect(options: Options) -> Connection:
                 raise Refusal(f"mount: {error.strerror}") from None
             problem = error
         try:
-            return Connection(fuse, _mount(fuse, "fuse", "overt", options), "fuse", 0)
+            return Connection(fuse, _mount(fuse, "fuse", options), "fuse", 0)
         except OSError as error:
             raise Refusal(
                 f"mount: {error.strerror} (as fuseblk: {problem.strerror}): mounting needs CAP_SYS_ADMIN"
@@ -67,15 +68,16 @@ def _mount_block(fuse: int, options: Options) -> Connection:
     device = loop.attach(_backing())
     try:
         number = os.stat(device.fd).st_rdev
-        mount = _mount(fuse, "fuseblk", device.path, options)
+        with named(options.source, device.path):
+            mount = _mount(fuse, "fuseblk", options)
         return Connection(fuse, mount, "fuseblk", number)
     finally:
         os.close(device.fd)
 
 
-def _mount(fuse: int, kind: str, source: str, options: Options) -> int:
+def _mount(fuse: int, kind: str, options: Options) -> int:
     settings: list[tuple[str, str | int | None]] = [
-        ("source", source),
+        ("source", options.source),
         ("subtype", "overt"),
         ("fd", str(fuse)),
         ("rootmode", "40755"),

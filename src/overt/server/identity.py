@@ -28,7 +28,9 @@ _me = _Thread()
 
 
 def own_umask() -> None:
-    """Give the calling thread a umask of its own (unshare(2), CLONE_FS); before it handles requests."""
+    """Give the calling thread a umask and a working directory of its own (unshare(2), CLONE_FS); before it handles
+    requests.
+    """
     if not _me.apart:
         unshare(CLONE_FS)
         _me.apart = True
