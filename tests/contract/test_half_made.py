@@ -13,7 +13,7 @@ from overt.server import registry
 from overt.server.client import ServerError
 
 from .conftest import Servers
-from .scene import Overlay, Scene, Server, open_scene, told, wait_until
+from .scene import Overlay, Scene, Server, open_scene, run_overt, told, wait_until
 from .test_rule_9_refusals import too_far
 from .test_server_dies import loop_inode
 
@@ -81,8 +81,11 @@ def test_where_the_registry_is_full(servers: Servers, inodes: bool) -> None:
         with full_registry(inodes=inodes):
             listed = os.listdir(registry.directory())
             for extra in ("", ",volatile"):
-                with pytest.raises(ServerError, match="No space left"):
+                with pytest.raises(ServerError, match=f"^{registry.directory()}/.*: No space left"):
                     server.client.mount(str(overlay.target), options + extra)
+                done = run_overt("mount", "-o", options + extra, str(overlay.target))
+                assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+                assert f"{registry.directory()}/" in done.stderr and "No space left" in done.stderr
             assert os.listdir(registry.directory()) == listed
         as_before(server, before)
         assert os.listdir(overlay.work) == []

@@ -11,7 +11,7 @@ import pytest
 from overt.host import mounts
 
 from .conftest import Servers
-from .scene import EIO, Overlay, Scene, fsync, open_scene, run_overt
+from .scene import EIO, Overlay, Scene, fsync, open_scene, overt_command, run_overt
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -192,3 +192,15 @@ def test_a_server_that_ends_unmounts_what_was_moved(servers: Servers) -> None:
         assert server.stop() == 0
         assert not any(os.path.ismount(path) for path in (new, overlay.target, scene.base / "moved too"))
         scene.overlays.clear()
+
+
+def test_who_cannot_print_the_record_has_unmounted(ext4: Scene) -> None:
+    overlay = ext4.overlay()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            overt_command("umount", str(overlay.target)), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30,
+            check=False,
+        )  # fmt: skip
+    ext4.overlays.remove(overlay)
+    said = f"overt: {overlay.target}: unmounted; standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from overt.host import process
+from overt.host.libc import libc
 from overt.server import registry, watchdog
 
 from .ground import Layers, as_user
@@ -62,6 +64,7 @@ def test_nor_from_what_the_watchdog_guards(monkeypatch: pytest.MonkeyPatch) -> N
 # Where they are found
 
 SOMEBODY, STRANGER = 61001, 61002
+PR_SET_DUMPABLE = 4
 
 
 @pytest.fixture
@@ -100,6 +103,40 @@ def test_nor_what_a_link_leads_to(world: Path) -> None:
     os.chown(world / "overt", STRANGER, STRANGER, follow_symlinks=False)
     with pytest.raises(PermissionError, match="belongs to another user"):
         directory_of(SOMEBODY, world)
+
+
+def test_a_link_of_ones_own_is_no_directory(world: Path) -> None:
+    (world / "own").mkdir()
+    (world / "overt").symlink_to("own")
+    for path in (world / "own", world / "overt"):
+        os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    with pytest.raises(NotADirectoryError, match=r"is not a directory .*: remove it"):
+        directory_of(SOMEBODY, world)
+
+
+@pytest.mark.parametrize("runtime", ["", "run", None])
+@pytest.mark.parametrize("apart", [False, True])
+def test_without_a_runtime_directory_each_user_has_his_own_in_tmp(apart: bool, runtime: str | None) -> None:
+    """In a user namespace, in which everybody is root, too."""
+
+    def ask() -> str:
+        if runtime is None:
+            os.environ.pop("XDG_RUNTIME_DIR", None)
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = runtime
+        if apart:
+            libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            process.unshare(process.CLONE_NEWUSER)
+            Path("/proc/self/uid_map").write_text(f"0 {SOMEBODY} 1")
+            assert os.geteuid() == 0
+        return str(registry.directory())
+
+    place = Path(f"/tmp/overt-{SOMEBODY}")
+    try:
+        assert as_user(SOMEBODY, ask) == f"{place}/overt"
+        assert os.stat(place).st_uid == SOMEBODY
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_nor_what_is_in_a_directory_of_ones_own_that_others_can_write_to(world: Path) -> None:

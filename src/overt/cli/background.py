@@ -110,7 +110,8 @@ def _serve(options: Options, target: str, place: str, report: Any, *, foreground
             raise
         except OSError as error:
             failed.set()
-            report({"error": f"{place}: {error.strerror}", "status": 1})
+            named = error.filename if isinstance(error.filename, str) else ""
+            report({"error": f"{named if os.path.isabs(named) else place}: {error.strerror}", "status": 1})
             raise Refusal(str(error)) from None
         report({"notices": notices, "target": target})
 

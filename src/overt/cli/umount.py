@@ -45,7 +45,10 @@ def command(target: str, *, as_json: bool) -> int:
     except ServerError as error:
         click.echo(f"overt: {error}", err=True)
         return 1
-    click.echo(json.dumps(record) if as_json else _words(record))
+    try:
+        click.echo(json.dumps(record) if as_json else _words(record))
+    except OSError as error:
+        raise OSError(error.errno, f"{target}: unmounted; standard output: {error.strerror}") from None
     return 0 if record["verdict"] == "no error recorded" else 3
 
 

@@ -110,7 +110,7 @@ class Control:
         except Refusal as error:
             answer = {"error": str(error), "status": 1}
         except OSError as error:
-            answer = {"error": f"{error.filename or 'server'}: {error.strerror}", "status": 1, "errno": error.errno}
+            answer = {"error": f"{_what(error)}: {error.strerror}", "status": 1, "errno": error.errno}
         except Exception:
             self._service.events.crash("control request")
             answer = {"error": "internal error, see the server's log", "status": 1}
@@ -156,6 +156,10 @@ class Control:
             self._stop()
             return {}, -1
         return {"error": f"unknown request {verb!r}", "status": 2}, -1
+
+
+def _what(error: OSError) -> str:
+    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "server"
 
 
 def _options(request: dict[str, Any]) -> Options:

@@ -31,10 +31,21 @@ def directory() -> Path:
     path = _RUN / "overt"
     # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
     if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
-        path = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/overt-{os.geteuid()}")) / "overt"
+        own = os.environ.get("XDG_RUNTIME_DIR", "")
+        # Empty or relative it is to be ignored (XDG Base Directory Specification).
+        path = Path(own if os.path.isabs(own) else f"/tmp/overt-{_outer_uid()}") / "overt"
         _make(path.parent, owners={0, os.geteuid()}, shared=True)
     _make(path, owners={os.geteuid()})
     return path
+
+
+def _outer_uid() -> int:
+    """Who we are outside of our user namespace: in all of them root is 0, and /tmp is theirs together."""
+    for row in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, outside, count = map(int, row.split())
+        if inside <= os.geteuid() < inside + count:
+            return outside + os.geteuid() - inside
+    return os.geteuid()
 
 
 def _make(path: Path, owners: set[int], *, shared: bool = False) -> None:
@@ -48,8 +59,10 @@ def _make(path: Path, owners: set[int], *, shared: bool = False) -> None:
     except FileNotFoundError:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         st = path.lstat()
-    if st.st_uid not in owners or not stat.S_ISDIR(st.st_mode):
+    if st.st_uid not in owners:
         raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
+    if not stat.S_ISDIR(st.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is not a directory (no link is followed): remove it", os.fspath(path))
     if st.st_mode & _OTHERS_WRITE and not (shared and st.st_mode & stat.S_ISVTX):
         raise PermissionError(errno.EPERM, "others can write to it", os.fspath(path))
 
@@ -113,9 +126,9 @@ def enter(device: int, target: str) -> str:
     try:
         unready.write_bytes(os.fsencode(target))
         unready.rename(file)
-    except OSError:  # no room, say
+    except OSError as error:  # no room, say, which is not that of the mount
         unready.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, os.fspath(file)) from None
     return str(file)
 
 
