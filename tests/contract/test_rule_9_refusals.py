@@ -2,11 +2,15 @@
 
 import errno
 import os
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from overt.host import mounts
 from overt.server.client import ServerError
 from overt.server.layers import volatile_mark
 
@@ -77,6 +81,45 @@ def test_the_kernel_refuses_it_too(ext4: Scene) -> None:
     os.rmdir(overlay.work / "work/incompat/volatile")
     os.rmdir(overlay.work / "work/incompat")
     assert told(ext4.kernel_overlay, overlay) == 0
+
+
+@contextmanager
+def in_use_by_the_kernel(scene: Scene, upper: Path, work: Path) -> Iterator[None]:
+    place = scene.base / "of-the-kernel"
+    place.mkdir(exist_ok=True)
+    directories = {"lowerdir": scene.lower, "upperdir": upper, "workdir": work}
+    words = (f"{key}={path}".replace(",", r"\,") for key, path in directories.items())
+    subprocess.run(["mount", "-i", "-t", "overlay", "-o", ",".join(words), "overlay", place], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        mounts.umount(place)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space, comma and :colon"])
+@pytest.mark.parametrize("shared", ["upper and work", "upper", "work"])
+@pytest.mark.parametrize("by_link", [False, True])
+def test_directories_that_the_kernel_uses_are_refused(ext4: Scene, name: str, shared: str, by_link: bool) -> None:
+    overlay, _ = ext4.make()
+    (others := ext4.root / name).mkdir()
+    for kind in ("upper", "work"):
+        (others / kind).mkdir()
+    used = {kind: others / kind for kind in ("upper", "work")}
+    mine = {kind: used[kind] if kind in shared else getattr(overlay, kind) for kind in used}
+    if by_link:
+        (ext4.base / "link").symlink_to(others)
+        used = {kind: ext4.base / "link" / kind for kind in used}
+    words = (f"{kind}dir={path}".replace(",", r"\,") for kind, path in mine.items())
+    options = ",".join([f"lowerdir={ext4.lower}", *words])
+    with in_use_by_the_kernel(ext4, *used.values()):
+        time.sleep(1.1)  # the table was looked at for the mount before
+        (others / "work/work").chmod(0o700)
+        (others / "work/work/#of-the-kernel").touch()
+        with pytest.raises(ServerError, match="is in use by a kernel overlay mount"):
+            ext4.server.client.mount(str(overlay.target), options)
+        assert (others / "work/work/#of-the-kernel").exists()
+    ext4.server.client.mount(str(overlay.target), options)
+    ext4.overlays.append(overlay)
 
 
 def marks(overlay: Overlay) -> list[str]:

@@ -4,6 +4,7 @@ A detached mount lives as long as its descriptor, so a process that dies half wa
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable
 
@@ -123,6 +124,18 @@ def attach(mount_fd: int, path: str | bytes) -> None:
 def umount(path: str | bytes, flags: int = 0) -> None:
     """umount2(2) without following a symlink at `path`."""
     check(libc.umount2(os.fsencode(path), flags | UMOUNT_NOFOLLOW), path)
+
+
+def unescape(path: bytes) -> bytes:
+    """A word of /proc/self/mountinfo as it is: there blanks, commas and backslashes are octal escapes (proc(5))."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), path)
+
+
+def superblock_options(kind: str) -> list[list[bytes]]:
+    """The options of each superblock of filesystem type `kind` that is mounted in this namespace."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        lines = [line for line in table if b" - %b " % kind.encode() in line]
+    return [list(map(unescape, line.rpartition(b" ")[2].strip().split(b","))) for line in lines]
 
 
 def make_private() -> None:

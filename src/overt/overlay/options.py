@@ -42,8 +42,6 @@ _ATIME = {
     "noatime": "noatime", "strictatime": "strictatime",
 }  # fmt: skip
 """when reading changes the access time, the last one counting (mount(8))"""
-_BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
-"""what it stands before in a single directory is taken as it is (ovl_unescape)"""
 
 
 SOURCE = "overt"
@@ -133,6 +131,11 @@ def split(text: str, separator: str) -> list[str]:
     return parts
 
 
+def unescape(directory: str) -> str:
+    """The name that upperdir= or workdir= has: a backslash goes from before whatever it stands (ovl_unescape)."""
+    return re.sub(r"\\(.)", r"\1", directory, flags=re.DOTALL)
+
+
 def parse(text: str, *, sloppy: bool = False) -> Options:
     """Read ``lowerdir=A:B,upperdir=U,workdir=W[,volatile|,fsync=auto|strict|volatile][,ro]...``; raise OptionError.
 
@@ -185,10 +188,7 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
             f"metacopy=on and redirect_dir={redirect_dir} contradict each other: it needs redirect_dir=on"
         )
     lower, data = _lower(values.get("lowerdir"), repeated["lowerdir+"], repeated["datadir+"])
-    upper, work = (
-        None if value is None else _BACKSLASH.sub(r"\1", value)
-        for value in (values.get("upperdir"), values.get("workdir"))
-    )
+    upper, work = (unescape(values[key]) if key in values else None for key in ("upperdir", "workdir"))
     if upper and not work:
         raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
     if work and not upper:

@@ -6,6 +6,7 @@ Every refusal comes before anything is mounted, and leaves nothing behind.
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import shutil
 import stat
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from overt.host import mounts, process
 from overt.host.files import RENAME_WHITEOUT, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, renameat2
 from overt.overlay import marks
-from overt.overlay.options import Options
+from overt.overlay.options import Options, unescape
 from overt.tree.layer import UPPER, Layer, xattr_path
 from overt.upper import probes
 
@@ -152,7 +153,7 @@ def _open_upper(upper: str, work: str, real: dict[str, str], prefix: bytes, time
             if _identity(os.fstat(fd)) != _identity(os.stat(path)):
                 raise apart
         for directory, what in ((fds[1], f"upperdir {upper}"), (fds[2], f"workdir {work}")):
-            fds.append(_lock(directory, what, upper))
+            fds.append(_lock(directory, what))
     except FileNotFoundError:
         _close(fds)
         raise apart from None
@@ -175,7 +176,7 @@ def _identity(st: os.stat_result) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
-def _lock(directory: int, what: str, upper: str) -> int:
+def _lock(directory: int, what: str) -> int:
     """Claim a directory among overt's mounts; those of kernel overlayfs show in the mount table."""
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -185,23 +186,35 @@ def _lock(directory: int, what: str, upper: str) -> int:
         if error.errno != errno.EWOULDBLOCK:
             raise
         raise Refusal(f"{what} is in use by another overt mount: unmount that one first") from None
-    if what.startswith("upperdir") and _in_kernel_overlay(upper):
+    if _in_kernel_overlay(directory):
         os.close(fd)
         raise Refusal(f"{what} is in use by a kernel overlay mount: unmount that one first")
     return fd
 
 
-_seen: tuple[float, set[bytes]] = (0.0, set())
+_seen: tuple[float, set[tuple[int, int]]] = (-math.inf, set())
 
 
-def _in_kernel_overlay(upper: str) -> bool:
-    """Whether the mount table has it; read at most once a second, for whoever mounts a thousand overlays."""
+def _in_kernel_overlay(directory: int) -> bool:
+    """Whether an overlay in the mount table writes to it; not looked up again for a second, for whoever mounts a
+    thousand.
+
+    The table has the names that were given: one that is relative, or leads elsewhere by now, is not recognised.
+    """
     global _seen
-    if time.monotonic() - _seen[0] > 1:
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = [line for line in file if b" - overlay " in line]
-        _seen = time.monotonic(), {option for line in lines for option in line.rpartition(b" ")[2].strip().split(b",")}
-    return b"upperdir=" + os.fsencode(upper) in _seen[1]
+    identity = _identity(os.fstat(directory))
+    if time.monotonic() - _seen[0] > 1 or identity in _seen[1]:
+        _seen = time.monotonic(), set(_kernel_overlays())
+    return identity in _seen[1]
+
+
+def _kernel_overlays() -> Iterator[tuple[int, int]]:
+    for options in mounts.superblock_options("overlay"):
+        for option in options:
+            key, _, value = option.partition(b"=")
+            if key in (b"upperdir", b"workdir") and value.startswith(b"/"):
+                with contextlib.suppress(OSError):
+                    yield _identity(os.stat(unescape(os.fsdecode(value))))
 
 
 # The work directory
@@ -261,7 +274,7 @@ def remove_work(base: int) -> None:
 def remove_unclaimed_work(base: int) -> None:
     """The same when the mount has let go of the work directory, unless another has claimed it by now."""
     with contextlib.suppress(OSError, Refusal):
-        claim = _lock(base, "workdir", "")
+        claim = _lock(base, "workdir")
         remove_work(base)
         os.close(claim)
 

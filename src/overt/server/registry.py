@@ -11,7 +11,6 @@ import contextlib
 import errno
 import itertools
 import os
-import re
 import socket
 import stat
 import threading
@@ -233,9 +232,4 @@ def _table() -> list[tuple[int, bytes]]:
     """The devices and places of overt's mounts in this namespace."""
     with open("/proc/self/mountinfo", "rb") as table:
         rows = [line.split(b" ") for line in table if b".overt " in line]
-    return [(os.makedev(*map(int, fields[2].split(b":"))), _unescape(fields[4])) for fields in rows]
-
-
-def _unescape(path: bytes) -> bytes:
-    """A path as it is, which /proc/self/mountinfo writes with octal escapes (proc(5))."""
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), path)
+    return [(os.makedev(*map(int, fields[2].split(b":"))), mounts.unescape(fields[4])) for fields in rows]
