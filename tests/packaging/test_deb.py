@@ -68,6 +68,13 @@ def test_everything_is_in_its_place(unpacked: Path) -> None:
     assert files(unpacked / "usr/share/doc/overt/docs") == files(ROOT / "docs")
 
 
+def test_every_program_has_a_manual_page(unpacked: Path) -> None:
+    pages = unpacked / "usr/share/man"
+    for section, directory in (("1", "bin"), ("8", "sbin")):
+        programs = {path.name for path in (unpacked / "usr" / directory).iterdir()}
+        assert programs == {path.name.removesuffix(f".{section}.gz") for path in (pages / f"man{section}").iterdir()}
+
+
 def files(directory: Path) -> set[Path]:
     """All below a directory but what Python makes of it."""
     found = (path for path in directory.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
