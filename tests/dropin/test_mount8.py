@@ -151,6 +151,18 @@ def test_remount(place: Place, table: Path, by_fstab: bool) -> None:
     assert "noexec" in run("findmnt", "-no", "OPTIONS", place.merged)
 
 
+def test_no_link_is_followed(place: Place) -> None:
+    (place.lower / "link").symlink_to("of0")
+    run("mount", "-t", "fuse.overt", "-o", f"{place.options},nosymfollow,noexec,nosuid", "overlay", place.merged)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        (place.merged / "link").read_text()
+    run("mount", "-o", "remount,symfollow,exec", place.merged)
+    assert (place.merged / "link").read_text() == "lower\n"
+    assert writable(place.merged)
+    options = run("findmnt", "-no", "OPTIONS", place.merged).split(",")
+    assert {"nosuid", "noexec", "nosymfollow"} & set(options) == {"nosuid"}
+
+
 def test_what_has_no_upper_stays_read_only(place: Place) -> None:
     run("mount", "-t", "fuse.overt", "-o", f"ro,lowerdir={place.lower}", "overlay", place.merged)
     assert "stays read-only" in run("mount", "-o", "remount,rw", place.merged, status=32)

@@ -17,7 +17,7 @@ from overt.cli import shared
 from overt.cli.background import in_background
 from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.host import mounts
-from overt.overlay.options import OptionError, UnknownOption, is_source, items, understand
+from overt.overlay.options import OPPOSITES, OptionError, UnknownOption, is_source, items, understand
 from overt.server import registry
 
 _WHO = "mount.fuse.overt"
@@ -27,11 +27,10 @@ _SERVER = "server="
 """an option of this command: the socket of the server (overt serve) that is to hold the mount"""
 _FOR_OTHERS = ("x-", "X-", "comment=", _SERVER)
 _ATTRIBUTES = {
-    "ro": (mounts.MOUNT_ATTR_RDONLY, True), "rw": (mounts.MOUNT_ATTR_RDONLY, False),
-    "nosuid": (mounts.MOUNT_ATTR_NOSUID, True), "suid": (mounts.MOUNT_ATTR_NOSUID, False),
-    "nodev": (mounts.MOUNT_ATTR_NODEV, True), "dev": (mounts.MOUNT_ATTR_NODEV, False),
-    "noexec": (mounts.MOUNT_ATTR_NOEXEC, True), "exec": (mounts.MOUNT_ATTR_NOEXEC, False),
+    "ro": mounts.MOUNT_ATTR_RDONLY, "nosuid": mounts.MOUNT_ATTR_NOSUID, "nodev": mounts.MOUNT_ATTR_NODEV,
+    "noexec": mounts.MOUNT_ATTR_NOEXEC, "nosymfollow": mounts.MOUNT_ATTR_NOSYMFOLLOW,
 }  # fmt: skip
+"""what can be changed of a mount's place"""
 
 
 @interruptible
@@ -70,13 +69,17 @@ def run(args: Sequence[str]) -> int:
 def _remount(target: str, words: Sequence[str]) -> None:
     """Change what can be changed of a mount: the attributes of its place.
 
-    Not its superblock: the kernel never asks a read-only one to sync, and it could not be told of an error.
+    Not its superblock: the kernel never asks a read-only one to sync, and it could not be told of an error. mount(8)
+    hands on all that shall be, what is there already too, and of `exec` nothing: what is not said is taken back.
     """
     if not registry.is_mount(target):
         raise OptionError(f"{target}: not an overt mount, so it cannot be remounted")
-    changes = dict(_ATTRIBUTES[word] for word in words if word in _ATTRIBUTES)  # of two the later counts
-    add = sum(bit for bit, wanted in changes.items() if wanted)
-    remove = sum(bit for bit, wanted in changes.items() if not wanted)
+    wanted: set[str] = set()
+    for word in words:  # of two that contradict each other the later counts
+        wanted.discard(OPPOSITES.get(word, ""))
+        wanted.update({word} & _ATTRIBUTES.keys())
+    add = sum(_ATTRIBUTES[word] for word in wanted)
+    remove = sum(bit for word, bit in _ATTRIBUTES.items() if word not in wanted and (word != "ro" or "rw" in words))
     fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         mounts.set_attributes(fd, add, remove)

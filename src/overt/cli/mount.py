@@ -10,9 +10,9 @@ from overt.server.client import Client, ServerError
 _OPTIONS_HELP = (
     "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
     "unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, index=on|off, whiteouts=overlay|oci, "
-    "nopassthrough, userxattr, nosuid, nodev, noexec, noatime, nodiratime, strictatime; uidmapping=, gidmapping=, "
-    "squash_to_root, squash_to_uid=, squash_to_gid=, static_nlink, noacl, noxattrs=1, timeout=, context= as for "
-    "fuse-overlayfs."
+    "nopassthrough, userxattr, nosuid, nodev, noexec, nosymfollow, noatime, nodiratime, strictatime; uidmapping=, "
+    "gidmapping=, squash_to_root, squash_to_uid=, squash_to_gid=, static_nlink, noacl, noxattrs=1, timeout=, context= "
+    "as for fuse-overlayfs."
 )
 
 

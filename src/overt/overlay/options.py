@@ -20,12 +20,12 @@ _CHOICES = {
 _FSYNC_NUMBERS = {"0": "volatile", "1": "auto"}
 """fsync= as fuse-overlayfs has it"""
 
-OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "rw": "ro"}
+OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "symfollow": "nosymfollow", "rw": "ro"}
 """options that take back another one"""
 _IGNORED = {
     "async", "auto", "noauto", "user", "nouser", "users",
     "_netdev", "nofail", "defaults", "default_permissions", "allow_other",
-    "lazytime", "nolazytime", "silent", "loud",
+    "lazytime", "nolazytime", "silent", "loud", "dirsync", "iversion", "noiversion", "mand", "nomand",
 }  # fmt: skip
 
 _VALUED = {
@@ -35,7 +35,8 @@ _VALUED = {
 """options with a value, and which"""
 _REPEATED = {"lowerdir+": "a directory", "datadir+": "a directory"}
 
-_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", *view.FLAGS}
+_FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", "nosymfollow", *view.FLAGS}
+_REFUSED = {"sync": "nothing would be written back at each write: leave it out, and call fsync or syncfs"}
 
 _ATIME = {
     "relatime": "relatime", "norelatime": "relatime", "atime": "relatime", "nostrictatime": "relatime",
@@ -77,6 +78,7 @@ class Options(NamedTuple):
     no_suid: bool = False
     no_dev: bool = False
     no_exec: bool = False
+    no_symfollow: bool = False
     atime: str = "relatime"
     dir_atime: bool = True
     redirect_dir: str = redirect.FOLLOW
@@ -171,6 +173,8 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
             atime = _ATIME[item]
         elif item in ("diratime", "nodiratime"):
             dir_atime = item == "diratime"
+        elif item in _REFUSED and not sloppy:
+            raise OptionError(f"{item}: {_REFUSED[item]}")
         elif item not in _IGNORED and not sloppy:
             raise UnknownOption(f"unknown option {item!r}")
     fsync = values.get("fsync", "volatile" if "volatile" in flags else "auto")
@@ -210,6 +214,7 @@ def understand(given: Iterable[str], *, sloppy: bool = False) -> Options:
         no_suid="nosuid" in flags,
         no_dev="nodev" in flags,
         no_exec="noexec" in flags,
+        no_symfollow="nosymfollow" in flags,
         atime=atime,
         dir_atime=dir_atime,
         redirect_dir=redirect_dir,

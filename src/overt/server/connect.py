@@ -97,6 +97,7 @@ def _mount(fuse: int, kind: str, options: Options) -> int:
         | (mounts.MOUNT_ATTR_NOSUID if options.no_suid else 0)
         | (mounts.MOUNT_ATTR_NODEV if options.no_dev else 0)
         | (mounts.MOUNT_ATTR_NOEXEC if options.no_exec else 0)
+        | (mounts.MOUNT_ATTR_NOSYMFOLLOW if options.no_symfollow else 0)
         | access_times(options)
     )
     return mounts.new_mount(kind, settings, attributes)
