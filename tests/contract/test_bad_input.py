@@ -68,7 +68,7 @@ def ground(ext4: Scene) -> Ground:
 
 @contextmanager
 def mounted(kind: str, place: Path, source: str = "none") -> Iterator[Path]:
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     fd = mounts.new_mount(kind, [("source", source)])
     mounts.attach(fd, str(place))
     os.close(fd)
@@ -91,6 +91,21 @@ def test_a_missing_or_unfit_mount_point(ground: Ground) -> None:
     file.touch()
     ground.refused(f"{file}: not a directory", ground.options, target=file)
     ground.refused(f"lowerdir {file}: not a directory", ground.using(lowerdir=file))
+
+
+def test_a_layer_given_by_a_descriptor_is_that_directory_whatever_is_at_its_place(ground: Ground) -> None:
+    place, target = ground.scene.base / "place", ground.scene.base / "target"
+    (place / "layer").mkdir(parents=True)
+    (place / "layer" / "file").touch()
+    target.mkdir()
+    fd = os.open(place / "layer", os.O_PATH)
+    try:
+        with mounted("tmpfs", place):
+            assert run_overt("mount", "-o", f"lowerdir=/proc/{os.getpid()}/fd/{fd}", str(target)).returncode == 0
+            assert os.listdir(target) == ["file"]
+            assert run_overt("umount", str(target)).returncode == 0
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("kind", ["ramfs", "proc"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from overt.server import registry
 from overt.server.client import Client, ServerError
 
 from .conftest import Servers
-from .scene import EIO, Overlay, Server, fsync, open_scene, syncfs, told, wait_until
+from .scene import EIO, Overlay, Server, fsync, open_scene, overt_command, syncfs, told, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -140,3 +142,15 @@ def test_one_that_has_begun_to_end_needs_no_more_threads(servers: Servers, full:
         assert not os.path.ismount(overlay.target)
         scene.overlays.remove(overlay)
     server.client.close()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_one_that_cannot_begin_says_so_and_leaves_nothing(full: Path, tmp_path: Path, threads: int) -> None:
+    full.write_bytes(b"1" * threads)
+    command = overt_command("serve", "-f", "--socket", str(tmp_path / "socket"), off=f"no_more_threads:{full}")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        _, said = server.communicate(timeout=30)
+    assert (server.returncode, said.splitlines()[-1]) == (1, "overt: can't start new thread")
+    assert "Traceback" not in said
+    assert not (tmp_path / "socket").exists()
+    assert not os.path.lexists(registry.directory() / f"{server.pid}.sock")

@@ -64,7 +64,7 @@ def open_layers(options: Options) -> Layers:
     for what, path in paths.items():
         _must_be_directory(what, path)
     real = {path: os.path.realpath(path) for path in paths.values()}
-    _must_not_overlap({what: real[path] for what, path in paths.items()})
+    _must_not_overlap(paths, real)
     prefix = marks.USER_PREFIX if options.user_xattr else marks.PREFIX
     result = Layers([], -1, [], [])
     try:
@@ -107,10 +107,11 @@ def _must_be_directory(what: str, path: str) -> None:
         raise Refusal(f"{what}: {error.strerror}") from None
 
 
-def _must_not_overlap(paths: dict[str, str]) -> None:
+def _must_not_overlap(paths: dict[str, str], real: dict[str, str]) -> None:
     """No layer may be, or be inside, another one: a change would then show up behind the overlay's back.
 
-    `paths` are real ones.
+    `real`: the same without links. They are a way upwards, and not always to the same place: of /proc/PID/fd/N they say
+    how it was called when it was opened.
     """
     roots: dict[tuple[int, int], str] = {}
     for what, path in paths.items():
@@ -120,13 +121,16 @@ def _must_not_overlap(paths: dict[str, str]) -> None:
             raise Refusal(f"{what} and {other} are the same directory")
     seen = set()
     for what, path in paths.items():
-        above = path
+        above = real[path]
         while above != "/":
             above = os.path.dirname(above)
             if above in seen:
                 break
             seen.add(above)
-            st = os.stat(above)
+            try:
+                st = os.stat(above)
+            except OSError:  # it is not there any more
+                continue
             around = roots.get((st.st_dev, st.st_ino))
             if around is not None:
                 raise Refusal(f"{what} is inside {around}: the layers of an overlay must not overlap")

@@ -113,9 +113,12 @@ def serve(
             service.empty.wait()
             engine.stop()
 
-    engine.start()  # first: whoever hears that we are ready may ask at once
-    threading.Thread(target=begin, daemon=True).start()
-    engine.wait()
+    try:
+        engine.start()  # first: whoever hears that we are ready may ask at once
+        process.start(threading.Thread(target=begin, daemon=True))
+        engine.wait()
+    except OSError as error:  # no threads
+        failure = error
     service.abort()
     control.close()
     own.unlink(missing_ok=True)
