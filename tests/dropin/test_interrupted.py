@@ -1,14 +1,17 @@
 """A command that mounts is ended before it has heard that the mount is there: all or nothing."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
+from overt.cli import background
 from overt.overlay.options import parse
 from overt.server import registry
 from overt.server.client import Client, start
@@ -106,3 +109,28 @@ def test_ctrl_c_while_unmounting_has_no_traceback(place: Place) -> None:
         [sys.executable, "-c", program, SOURCE, place.merged], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_broken_pipe_of_another_kind_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only that nobody hears the answer is no news to anybody."""
+
+    def serve(*_: object, **__: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), "watchdog")
+
+    monkeypatch.setattr(background, "_serve", serve)
+    assert background.in_background(parse("lowerdir=/"), "/nowhere") == 1
+    assert capfd.readouterr().err == "overt: Broken pipe: watchdog\n"
+
+
+def test_one_that_comes_later_is_told_too(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def serve(options: object, target: str, place: str, report: Callable[..., None], **_: object) -> int:
+        monkeypatch.setattr(background, "_let_go_of_terminal", lambda: None)
+        report({"notices": [], "target": target})
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), "watchdog")
+
+    monkeypatch.setattr(background, "_serve", serve)
+    assert background.in_background(parse("lowerdir=/"), "/nowhere") == 0
+    os.wait()
+    assert "BrokenPipeError: [Errno 32] Broken pipe: 'watchdog'" in capfd.readouterr().err

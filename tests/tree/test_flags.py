@@ -34,9 +34,8 @@ from overt.host.files import (
     renameat2,
     utimensat,
 )  # fmt: skip
-from overt.lab.filesystems import FILESYSTEMS
 
-from .ground import Ground, Layers, as_user, link_open
+from .ground import Ground, Layers, as_user, link_open, other_ground
 
 SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME = 0x08, 0x10, 0x20, 0x40, 0x80
 OWNER, STRANGER = 1000, 1001
@@ -51,21 +50,10 @@ Place = Ground
 @pytest.fixture(scope="module", params=["ext4", "xfs", "btrfs"])
 def place(request: pytest.FixtureRequest, ground: Ground) -> Iterator[Place]:
     """A filesystem of each kind, and the server."""
-    row = FILESYSTEMS[request.param]
-    if shutil.which(row.make[0]) is None:
-        pytest.skip(f"no {row.make[0]} (Debian: {row.package})")
     with tempfile.TemporaryDirectory(prefix="overt-flags-", dir=ground.directory) as name:
-        image, point = Path(name, "image"), Path(name, "mnt")
-        image.touch()
-        os.truncate(image, 512 << 20)
-        point.mkdir()
         Path(name).chmod(0o755)
-        subprocess.run([*row.make, image], check=True, capture_output=True, timeout=60)
-        subprocess.run(["mount", "-o", "loop", image, point], check=True, timeout=60)
-        try:
-            yield Ground(point, ground.client)
-        finally:
-            mounts.umount(str(point), mounts.MNT_DETACH)
+        with other_ground(ground, request.param, Path(name)) as elsewhere:
+            yield elsewhere
 
 
 class Twins:

@@ -27,6 +27,10 @@ def in_foreground(options: Options, target: str) -> int:
     return _serve(options, target, os.path.abspath(target), _say, foreground=True)
 
 
+class _Unheard(BrokenPipeError):
+    """Whoever gave the command does not wait for the answer any more."""
+
+
 def in_background(options: Options, target: str) -> int:
     """Fork the server, and wait until it has mounted or said why not; the exit status."""
     reading, writing = os.pipe()
@@ -43,19 +47,22 @@ def in_background(options: Options, target: str) -> int:
             def report(result: dict[str, Any]) -> None:
                 nonlocal reported
                 reported = True
-                os.write(writing, json.dumps(result).encode())
+                try:
+                    os.write(writing, json.dumps(result).encode())
+                except BrokenPipeError as error:
+                    raise _Unheard(error.errno, error.strerror) from None
                 os.close(writing)
                 _let_go_of_terminal()
 
             try:
                 status = _serve(options, target, place, report, foreground=False)
-            except BrokenPipeError:
+            except _Unheard:
                 raise
             except OSError as error:
                 if reported:
                     raise
                 report({"error": describe(error), "status": 1})
-        except (BrokenPipeError, KeyboardInterrupt):
+        except (_Unheard, KeyboardInterrupt):
             pass  # whoever gave the command has ended it: what it had mounted is unmounted by now
         except BaseException:  # nobody above may see it: this is the child of a fork
             traceback.print_exc()
