@@ -5,12 +5,15 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from overt.guard.closing import Closer
 from overt.guard.descriptions import Loans
 from overt.guard.room import Room
 from overt.guard.store import Store
@@ -119,6 +122,37 @@ def test_a_duplicate_takes_room_until_it_is_closed_and_keeps_no_other_party(stuc
         wait_until(lambda: not os.path.exists(f"/proc/self/fd/{ours}"), "the other party's is closed")
     finally:
         os.close(other)
+
+
+def test_a_few_threads_close_for_any_number_of_parties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error a thousand containers have a descriptor each to be closed, and all at once."""
+    started = []
+
+    class Counted(threading.Thread):
+        def start(self) -> None:
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", Counted)
+    closer = Closer()
+    closed: list[int] = []
+    for party in range(500):
+        fd = os.dup(0)
+        closer.close(str(party), fd, partial(closed.append, party))
+    wait_until(lambda: len(closed) == 500, "all are closed")
+    assert len(started) < 10
+
+
+def test_whoever_comes_after_all_threads_were_kept_is_closed_too(stuck: int) -> None:
+    """One thread for each party that is kept, and one more."""
+    closer = Closer()
+    for party in range(5):
+        closer.close(str(party), os.dup(stuck))
+    time.sleep(2)  # whoever has nothing to do goes
+    for party in range(5):
+        ours = os.dup(0)
+        closer.close(f"other {party}", ours)
+        wait_until(lambda ours=ours: not os.path.exists(f"/proc/self/fd/{ours}"), "the other party's is closed")
 
 
 def keep_open(path: Path) -> None:

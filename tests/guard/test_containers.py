@@ -190,11 +190,11 @@ def test_what_is_held_and_closed_by_everybody_else_is_let_go(guarded: Ground) ->
     def owed() -> int:
         return int(guarded.guard.status()["overlays"][0]["owed"])  # type: ignore[union-attr]
 
-    assert owed() == 4  # the writer's as well
+    wait_until(lambda: owed() == 4, "who was told is let go; the writer is owed, too")
     container.ask("close", fds[0])
     wait_until(lambda: owed() == 3, "the closed one is let go", 30)
     assert [container.syncfs(fd) for fd in fds[1:]] == [EIO, EIO]
-    assert owed() == 1
+    wait_until(lambda: owed() == 1, "the others are told")
 
 
 def test_two_overlays_in_one_container_are_told_apart(guarded: Ground) -> None:

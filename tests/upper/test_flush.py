@@ -55,6 +55,24 @@ def test_what_was_written_before_the_call_is_durable_when_it_is_answered(stage: 
     assert stage.disk.marker in stage.disk.snapshot(durable=True)
 
 
+def switches(thread: threading.Thread) -> int:
+    """How often it has gone to sleep."""
+    with open(f"/proc/self/task/{thread.native_id}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches:"))
+
+
+def test_a_flush_on_the_callers_thread_wakes_no_other(stage: Stage) -> None:
+    upper, _ = stage.attach()
+    flush(upper)
+    flusher = next(thread for thread in threading.enumerate() if thread.name.startswith("flush-"))
+    before = switches(flusher)
+    crowd = Crowd()
+    for number in range(100):
+        upper.flush_here(lambda failure, number=number: crowd.answers.update({number: failure}))
+    assert crowd.answers == dict.fromkeys(range(100))
+    assert switches(flusher) < before + 10
+
+
 def test_a_thousand_at_once_cost_three_flushes_of_the_upper(stage: Stage) -> None:
     upper, _ = stage.attach()
     stage.host()

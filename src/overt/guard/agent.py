@@ -42,7 +42,7 @@ from overt.host.marks import Marks
 from overt.ledger import UpperError
 from overt.upper import Upper, Uppers
 from overt.upper.trace import Trace
-from overt.wire.seccomp import SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, SYNCFS
+from overt.wire.seccomp import SYNCFS
 
 _MOST_WAITING = 4096
 """calls of one listener at a time; the others wait in the kernel"""
@@ -134,8 +134,6 @@ class Agent:
         finally:
             for each in fds:
                 os.close(each)
-        with suppress(OSError):  # Linux before 6.6: slower, and as good
-            listener.set_flags(fd, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
         guarded = self.containers[number] = Container(number, state, fd)
         if state.unread:
             self.events.say("state not read", container=state.id, why=state.unread)

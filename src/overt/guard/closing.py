@@ -3,45 +3,89 @@
 close(2) asks the file's filesystem (->flush), of an open file description that others have as well, too. An overlay
 passes that on to the layer that the file is in (fs/overlayfs/file.c, ovl_flush), and a FUSE filesystem to its server,
 which may be a container's own and never answer. Not even SIGKILL ends that (fs/fuse/dev.c, request_wait_answer).
+
+Nearly always it takes microseconds, and after an error there are a thousand at once. So one thread closes for all, and
+another looks whether it gets on; if not, it takes over, and a further one looks. A party keeps one thread at most.
 """
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+_TICK = 0.02
+"""seconds with a file after which somebody else closes the others'"""
+_LINGER = 1.0
+"""seconds that a thread waits for more"""
+
 
 class Closer:
-    """One thread at a time for each party, which ends when there is nothing left to close. Any thread may call."""
+    """See above. Any thread may call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._left: dict[str, deque[tuple[int, Callable[[], object] | None]]] = {}
-        self._busy: set[str] = set()
+        self._turns: deque[str] = deque()
+        """parties that have something left, and none of it is being closed"""
+        self._idle = 0
+        """threads that close nothing at present"""
+        self._busy = 0
+        self._begun = 0.0
+        """when the last close was begun"""
 
     def close(self, party: str, fd: int, then: Callable[[], object] | None = None) -> None:
         """Have `fd` closed after those that `party` has brought before, and `then` called. Waits for no filesystem."""
-        with self._lock:
-            self._left.setdefault(party, deque()).append((fd, then))
-            if party in self._busy:
-                return
-            self._busy.add(party)
-        try:
-            threading.Thread(target=self._close, args=(party,), daemon=True).start()
-        except RuntimeError:  # there can be no more threads: whatever the party brings next takes this along
-            with self._lock:
-                self._busy.discard(party)
+        with self._changed:
+            if party not in self._left:
+                self._left[party] = deque()
+                self._turns.append(party)
+            self._left[party].append((fd, then))
+            if not self._idle:
+                self._start()
+            elif not self._busy:
+                self._changed.notify()
 
-    def _close(self, party: str) -> None:
-        while True:
-            with self._lock:
-                if not self._left[party]:
-                    del self._left[party]
-                    self._busy.discard(party)
-                    return
-                fd, then = self._left[party].popleft()
+    def _start(self) -> None:
+        """Have one thread more. Where there can be none, whatever comes next tries again. Under the lock."""
+        self._idle += 1
+        try:
+            threading.Thread(target=self._serve, daemon=True).start()
+        except RuntimeError:
+            self._idle -= 1
+
+    def _serve(self) -> None:
+        with self._changed:
+            try:
+                while self._turns or self._changed.wait_for(lambda: self._turns, _LINGER):
+                    if self._busy and time.monotonic() < self._begun + _TICK:
+                        self._changed.wait(_TICK)  # somebody is at it, and gets on
+                    else:
+                        self._take_turn()
+            finally:
+                self._idle -= 1
+
+    def _take_turn(self) -> None:
+        """Close one file of the party whose turn it is; under the lock, which is let go meanwhile."""
+        party = self._turns.popleft()
+        fd, then = self._left[party].popleft()
+        self._idle -= 1
+        self._busy += 1
+        self._begun = time.monotonic()
+        if self._turns and not self._idle:
+            self._start()
+        self._changed.release()
+        try:
             with suppress(OSError):  # of ->flush, for whoever wrote; it is closed all the same
                 os.close(fd)
             if then is not None:
                 then()
+        finally:
+            self._changed.acquire()
+            self._idle += 1
+            self._busy -= 1
+            if self._left[party]:
+                self._turns.append(party)
+            else:
+                del self._left[party]

@@ -13,7 +13,6 @@ from overt.wire.seccomp import (
     SECCOMP_IOCTL_NOTIF_ID_VALID,
     SECCOMP_IOCTL_NOTIF_RECV,
     SECCOMP_IOCTL_NOTIF_SEND,
-    SECCOMP_IOCTL_NOTIF_SET_FLAGS,
     SECCOMP_USER_NOTIF_FLAG_CONTINUE,
     SeccompNotifResp,
 )
@@ -59,8 +58,3 @@ def is_valid(listener: int, number: int) -> bool:
             raise
         return False
     return True
-
-
-def set_flags(listener: int, flags: int) -> None:
-    """SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP; OSError EINVAL where the kernel has no such ioctl (before 6.6)."""
-    _do(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags)

@@ -48,6 +48,9 @@ _TOLD = "/told"
 _numbers = itertools.count(1)
 
 
+WALKED = 0.0
+
+
 class Ended(Exception):
     """The superblock of an overlay has ended, or the last container that had it."""
 
@@ -91,6 +94,8 @@ class Overlay:
         self.door = threading.Lock()
         self.record = record or f"{self.device}/{time.monotonic_ns()}"
         """its name in the store: of two with one number the later one is greater"""
+        self._kept = bool(record)
+        """whether it is in there"""
         self._leaving: Account | None = None
         self._lost: OSError | None = None
         self._closed = False
@@ -192,7 +197,12 @@ class Overlay:
             "incomplete": self.incomplete,
             "account": {name: getattr(account, name) for name in _CARRIED},
         }
-        self._shared.keeper.put(f"overlay/{self.record}", value, [place.beside, place.scratch, place.upper])
+        name = f"overlay/{self.record}"
+        if self._kept:
+            self._shared.keeper.set(name, value)
+        else:
+            self._shared.keeper.put(name, value, [place.beside, place.scratch, place.upper])
+            self._kept = True
 
     def retire(self) -> None:
         """Answer nobody any more, and have nothing kept of it: another one may get its number from now on."""
@@ -370,6 +380,8 @@ def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -
                 missed[overlay] = why
     except OSError as error:
         missed = dict.fromkeys(overlays.values(), error.strerror or "not all was looked at")
+    global WALKED
+    WALKED = time.monotonic()
     for overlay in overlays.values():
         with overlay.lock:
             if overlay.account is not None:

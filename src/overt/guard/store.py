@@ -46,6 +46,10 @@ class Store:
             os.close(fd)  # of directories, which asks nobody: they are in the new entry again
         self.entries[name] = Entry(value, tuple(fds))
 
+    def set(self, name: str, value: Any) -> None:
+        """Give an entry another value. It keeps its descriptors."""
+        self.entries[name] = self.entries[name]._replace(value=value)
+
     def drop(self, name: str) -> None:
         """Forget an entry, if there is one. Its descriptors are closed on another thread, as it may take for ever."""
         entry = self.entries.pop(name, None)
@@ -62,6 +66,8 @@ class Store:
         verb, name, value = json.loads(data)
         if verb == "put":
             self.put(name, value, fds)
+        elif verb == "set":
+            self.set(name, value)
         else:
             self.drop(name)
         return True
@@ -76,6 +82,10 @@ class Keeper:
     def put(self, name: str, value: Any, fds: Sequence[int] = ()) -> None:
         """Have an entry kept; the descriptors are duplicated."""
         socket.send_fds(self._socket, [json.dumps(["put", name, value]).encode()], list(fds))
+
+    def set(self, name: str, value: Any) -> None:
+        """Have an entry's value replaced, and its descriptors kept. It was put before."""
+        self._socket.send(json.dumps(["set", name, value]).encode())
 
     def drop(self, name: str) -> None:
         """Have an entry forgotten."""

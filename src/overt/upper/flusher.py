@@ -60,7 +60,8 @@ class Flusher:
         self._serve([done])
         with self._changed:
             self._busy = False
-            self._changed.notify()  # who came meanwhile
+            if self._waiting or self._closed:  # somebody came meanwhile: to wake the thread for nothing costs as much
+                self._changed.notify()
             ended = self._after if self._closed and self._thread is None else None
         if ended:
             ended()

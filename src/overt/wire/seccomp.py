@@ -51,11 +51,8 @@ SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_IOCTL_NOTIF_RECV = 0xC0502100
 SECCOMP_IOCTL_NOTIF_SEND = 0xC0182101
 SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
-SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104
 
 SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
-# Hand the processor over to whoever is woken: notifier and notified take turns anyway. Since Linux 6.6.
-SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1
 
 # <linux/audit.h>; x32 has the arch of x86-64, and this bit in the number.
 AUDIT_ARCH_X86_64 = 0xC000003E
