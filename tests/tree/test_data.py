@@ -475,6 +475,27 @@ def test_reading_changes_access_times_as_the_mount_says(new_layers: Callable[...
     assert changed == expected[option]
 
 
+def test_copy_file_range_leaves_the_access_time_of_what_is_copied(layers: Layers) -> None:
+    paths = {"lower": layers.lower / "lower", "upper": layers.upper / "upper"}
+
+    def prepare() -> None:
+        for path in paths.values():
+            path.write_bytes(CONTENT)
+            os.utime(path, (10**9, 10**9))
+
+    def copy(root: Path) -> dict[str, float]:
+        for name in paths:
+            with (root / name).open("rb") as source, (root / "copy").open("wb") as into:
+                assert os.copy_file_range(source.fileno(), into.fileno(), 100) == 100
+        return {name: os.stat(path).st_atime for name, path in paths.items()}
+
+    prepare()
+    with layers.kernel() as root:
+        assert copy(root) == {"lower": 10**9, "upper": 10**9}
+    prepare()
+    assert copy(layers.mount()) == {"lower": 10**9, "upper": 10**9}
+
+
 def test_listing_a_directory_changes_its_access_time_though_its_names_are_known(layers: Layers) -> None:
     (layers.lower / "dir").mkdir()
     root = layers.mount()
