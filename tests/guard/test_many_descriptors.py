@@ -119,3 +119,11 @@ def test_each_container_has_a_share_and_some_room_is_left() -> None:
     assert [room.take("one", told=True), room.take("one", told=True)] == [True, False]
     taken = sum(room.take(f"c-{number}") for number in range(100) for _ in range(100))
     assert taken == 800 - 125
+
+
+def test_neither_process_has_to_make_its_table_of_descriptors_larger_while_it_serves(guarded: Ground) -> None:
+    assert guarded.guard is not None
+    for pid in (guarded.guard.process.pid, guarded.guard.worker):
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        size = next(int(line.split()[1]) for line in status if line.startswith("FDSize:"))
+        assert size >= min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 14)

@@ -180,6 +180,7 @@ class Supervisor:
             self._socket.close()
             for caller in self._callers.values():
                 caller.drop()
+            process.make_room_for_descriptors()  # a table is copied with no more room than it needs
             agent = Agent(pair, self._status, self.slots, self.trace, self.marks, self.events, self.workers, self.blame)
             signal.set_wakeup_fd(agent.loop.bell, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -461,6 +462,7 @@ def prepare() -> None:
     except (OSError, ValueError):  # without CAP_SYS_RESOURCE the hard limit is what there is
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    process.make_room_for_descriptors()
     memory.one_arena()
     if os.geteuid() == 0:
         process.keep_capabilities(CAPABILITIES)

@@ -49,6 +49,7 @@ def serve(
     `first`, is raised here when the server has ended, and has unmounted what it had mounted until then.
     """
     _raise_limits()
+    process.make_room_for_descriptors()
     gc.set_threshold(50_000, 20, 100)  # nodes are many, and dropped by count; walking them all often would cost more
     events = Events(foreground=foreground)
     watchdog = watchdog or Watchdog(foreground=foreground)
