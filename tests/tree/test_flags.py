@@ -252,7 +252,9 @@ FLAGS = {"immutable": IMMUTABLE, "append": APPEND, "both": IMMUTABLE | APPEND, "
 
 
 @pytest.mark.parametrize(
-    ("uid", "options"), [(0, ""), (0, "nopassthrough"), (STRANGER, "")], ids=["root", "no passthrough", "stranger"]
+    ("uid", "options"),
+    [(0, ""), pytest.param(0, "nopassthrough", marks=pytest.mark.long), (STRANGER, "")],
+    ids=["root", "no passthrough", "stranger"],
 )
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("where", ["lower", "upper"])
@@ -350,7 +352,7 @@ def furnish_directories(lower: Path) -> None:
             os.utime(path, (10**9, 10**9))
 
 
-@pytest.mark.parametrize("uid", [0, STRANGER], ids=["root", "stranger"])
+@pytest.mark.parametrize("uid", [0, pytest.param(STRANGER, marks=pytest.mark.long)], ids=["root", "stranger"])
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("where", ["lower", "upper"])
 def test_a_directory_with_flags_refuses_what_it_refuses_in_the_kernel(
@@ -662,7 +664,7 @@ def by(who: str, call: Callable[[], Any]) -> Any:
     return as_user(OWNER if who == "owner" else STRANGER, lambda: attempt(call))
 
 
-@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("kind", ["file", pytest.param("directory", marks=pytest.mark.long)])
 @pytest.mark.parametrize("before", [0, NODUMP, IMMUTABLE, APPEND], ids=["plain", "nodump", "immutable", "append"])
 def test_who_may_set_which(twins: Callable[..., Twins], kind: str, before: int) -> None:
     cases = [(who, asked, way) for who in WHO for asked in ASKED for way in ("set", "add", "extended")]
