@@ -31,9 +31,10 @@ class Closer:
         """parties that have something left, and none of it is being closed"""
         self._idle = 0
         """threads that close nothing at present"""
-        self._busy = 0
-        self._begun = 0.0
-        """when the last close was begun"""
+        self._asleep = 0
+        """those of them that wait until there is something to close"""
+        self._busy: dict[int, float] = {}
+        """the others, by their ids, and when each began with its file"""
 
     def close(self, party: str, fd: int, then: Callable[[], object] | None = None) -> None:
         """Have `fd` closed after those that `party` has brought before, and `then` called. Waits for no filesystem."""
@@ -44,7 +45,7 @@ class Closer:
             self._left[party].append((fd, then))
             if not self._idle:
                 self._start()
-            elif not self._busy:
+            elif self._asleep:
                 self._changed.notify()
 
     def _start(self) -> None:
@@ -58,21 +59,28 @@ class Closer:
     def _serve(self) -> None:
         with self._changed:
             try:
-                while self._turns or self._changed.wait_for(lambda: self._turns, _LINGER):
-                    if self._busy and time.monotonic() < self._begun + _TICK:
+                while self._wait():
+                    if time.monotonic() < max(self._busy.values(), default=0.0) + _TICK:
                         self._changed.wait(_TICK)  # somebody is at it, and gets on
                     else:
                         self._take_turn()
             finally:
                 self._idle -= 1
 
+    def _wait(self) -> bool:
+        """Whether there is something to close, at once or soon. Under the lock."""
+        if not self._turns:
+            self._asleep += 1
+            self._changed.wait_for(lambda: self._turns, _LINGER)
+            self._asleep -= 1
+        return bool(self._turns)
+
     def _take_turn(self) -> None:
         """Close one file of the party whose turn it is; under the lock, which is let go meanwhile."""
         party = self._turns.popleft()
         fd, then = self._left[party].popleft()
         self._idle -= 1
-        self._busy += 1
-        self._begun = time.monotonic()
+        self._busy[threading.get_ident()] = time.monotonic()
         if self._turns and not self._idle:
             self._start()
         self._changed.release()
@@ -84,7 +92,7 @@ class Closer:
         finally:
             self._changed.acquire()
             self._idle += 1
-            self._busy -= 1
+            del self._busy[threading.get_ident()]
             if self._left[party]:
                 self._turns.append(party)
             else:
