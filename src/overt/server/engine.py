@@ -267,6 +267,7 @@ class Engine:
         try:
             while not turn.ended and self._serve(turn, mount, buffer, alone=alone):
                 self._block(turn, mount)
+                alone = False  # sleep soon: whoever waits for this answer may have been put on this very processor
         except Exception:
             self.events.crash(f"serving {mount.target}, which is given up")
             self._lose(turn, mount)
