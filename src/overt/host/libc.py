@@ -10,7 +10,10 @@ import platform
 from typing import Any
 
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
+_syscall = libc["syscall"]  # a function of our own: its types are declared once, and not found out at each call
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long, *[ctypes.c_void_p] * 6]
+_NOTHING = (None,) * 6
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -57,6 +60,5 @@ def syscall(name: str, *args: Any, about: object = None) -> int:
     number = NUMBERS.get(name)
     if number is None:
         raise OSError(38, f"{name} is not known on {platform.machine()}")
-    wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result = int(libc.syscall(ctypes.c_long(number), *wide))
+    result: int = _syscall(number, *args, *_NOTHING[len(args) :])
     return check(result) if about is None else check(result, about)

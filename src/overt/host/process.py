@@ -43,11 +43,20 @@ _CAP_DATA = struct.Struct("=IIIIII")
 
 def capabilities() -> set[str]:
     """The effective capabilities of the calling thread (capget(2))."""
-    data = bytearray(_CAP_DATA.size)
-    syscall("capget", _CAP_HEADER, (ctypes.c_char * len(data)).from_buffer(data))
-    low, _, _, high, _, _ = _CAP_DATA.unpack(data)
-    bits = low | high << 32
+    bits = _effective()
     return {name for number, name in enumerate(CAPABILITIES) if bits >> number & 1}
+
+
+def is_capable(name: str) -> bool:
+    """Whether the calling thread has a capability."""
+    return bool(_effective() >> CAPABILITIES.index(name) & 1)
+
+
+def _effective() -> int:
+    data = ctypes.create_string_buffer(_CAP_DATA.size)
+    syscall("capget", _CAP_HEADER, data)
+    low, _, _, high, _, _ = _CAP_DATA.unpack(data)
+    return int(low | high << 32)
 
 
 def keep_capabilities(names: set[str]) -> None:

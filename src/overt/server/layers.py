@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from overt.host import mounts, process
@@ -53,7 +53,7 @@ class Layers(NamedTuple):
 
 def open_layers(options: Options) -> Layers:
     """Open what `options` names; raise `Refusal`."""
-    if "sys_admin" not in process.capabilities():
+    if not process.is_capable("sys_admin"):
         raise Refusal("mounting is not permitted: it needs root (CAP_SYS_ADMIN), or a user namespace (unshare -Urm)")
     below = (*options.lower, *options.data)
     paths = {f"lowerdir {path}": path for path in below}
@@ -323,9 +323,9 @@ def volatile_mark(inner: int) -> Iterator[None]:
         raise
 
 
-def refuse_own(layers: list[Layer], options: Options, own: Iterable[int]) -> None:
+def refuse_own(layers: list[Layer], options: Options, own: set[int]) -> None:
     """Raise `Refusal` if a layer is on a mount of this server (`own`: their st_dev), which would wait for itself."""
-    shared = {layer.device for layer in layers}.intersection(own)
+    shared = {layer.device for layer in layers} & own
     upper = [f"upperdir {options.upper}"] if options.upper is not None else []
     lower = (f"lowerdir {path}" for path in (*options.lower, *options.data))
     for layer, what in zip(layers, [*upper, *lower], strict=True):

@@ -29,13 +29,17 @@ def directory() -> Path:
     """The directory of this user's servers, made if it is not there; PermissionError if it is somebody else's."""
     path = _RUN / "overt"
     # Who is root in a user namespace only (podman's, say) has no say in the machine's /run.
-    if os.geteuid() or not os.access(path if path.exists() else _RUN, os.W_OK | os.X_OK):
+    if os.geteuid() or not (_is_ours(path) or (not path.exists() and _is_ours(_RUN))):
         own = os.environ.get("XDG_RUNTIME_DIR", "")
         # Empty or relative it is to be ignored (XDG Base Directory Specification).
         path = Path(own if os.path.isabs(own) else f"/tmp/overt-{_outer_uid()}") / "overt"
         _make(path.parent, owners={0, os.geteuid()}, shared=True)
     _make(path, owners={os.geteuid()})
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    return os.access(path, os.W_OK | os.X_OK)
 
 
 def _outer_uid() -> int:
@@ -120,15 +124,16 @@ _numbers = itertools.count(1)
 def enter(device: int, target: str) -> str:
     """Note that this process serves the mount at `target`; return the file that says so, for `remove`."""
     name = f"{os.major(device)}:{os.minor(device)}.{os.getpid()}.{next(_numbers)}"
-    file = directory() / name
-    unready = file.with_name(name.replace(":", "-") + ".unready")
+    place = os.fspath(directory())
+    file, unready = f"{place}/{name}", f"{place}/{name.replace(':', '-')}.unready"
     try:
-        unready.write_bytes(os.fsencode(target))
-        unready.rename(file)
+        with open(unready, "wb") as written:
+            written.write(os.fsencode(target))
+        os.rename(unready, file)
     except OSError as error:  # no room, say, which is not that of the mount
-        unready.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, os.fspath(file)) from None
-    return str(file)
+        Path(unready).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, file) from None
+    return file
 
 
 def remove(file: str) -> None:

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -48,8 +47,6 @@ _CLOSING = 60.0
 _WORKERS = 16
 """threads for the blocking work of one upper, made as needed"""
 
-_device = attrgetter("device")
-
 
 class Service:
     """All mounts of one process. Methods are for any thread but the engine's, unless they say otherwise."""
@@ -60,7 +57,10 @@ class Service:
         self.engine.gone = self._gone
         self.uppers = Uppers(self._upper_error)
         self.watchdog = watchdog
+        self._in_user_namespace = process.in_user_namespace()
         self.mounts: list[Mount] = []
+        self._devices: set[int] = set()
+        """their st_dev; replaced by a new set, or added to"""
         # By the object, not by its device number: that is another filesystem's tomorrow.
         self._pools: dict[Upper | None, Pool] = {}
         self._proven: WeakSet[Upper] = WeakSet()
@@ -149,7 +149,7 @@ class Service:
 
     def _make(self, options: Options, target: str) -> tuple[Mount, int]:
         self._refuse_at_the_end()
-        if not options.user_xattr and process.in_user_namespace():
+        if not options.user_xattr and self._in_user_namespace:
             # As for kernel overlayfs: trusted xattrs are not to be had there.
             try:
                 options = options.with_user_xattrs()
@@ -161,7 +161,7 @@ class Service:
         inner, base = -1, layers.work
         index, without = -1, ""
         try:
-            refuse_own([*layers.layers, *layers.data], options, map(_device, list(self.mounts)))
+            refuse_own([*layers.layers, *layers.data], options, self._devices)
             if options.upper is not None:
                 inner = os.open(b"work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work)
                 layers.held.append(layers.work)
@@ -213,6 +213,8 @@ class Service:
                 raise Refusal(f"mount: {problem.strerror}")
             if not mount.device:
                 mount.device = os.fstat(connection.mount).st_dev
+            with self._lock:
+                self._devices.add(mount.device)
             self._find_out_about_syncfs(mount, connection.mount)
             if mount.passthrough and upper is not None:
                 mount.passthrough = self._grants_passthrough(mount, upper)
@@ -438,6 +440,7 @@ class Service:
         self.events.say("gone", mount=mount.target)
         with self._lock:
             self.mounts.remove(mount)
+            self._devices = {other.device for other in self.mounts}  # its number may be another one's already
             if all(other.upper is not mount.upper for other in self.mounts):
                 self._pools.pop(mount.upper).close()
             self._changed.notify_all()
