@@ -304,6 +304,11 @@ def test_a_stranger_cannot_take_them_away_by_a_chown_that_names_nobody(program: 
         with pytest.raises(PermissionError):
             as_user(USER, lambda way=way: way(program, -1, -1))
     assert owner(program) == (0, GROUP, 0o6777)
+    os.chmod(program, 0o2745)
+    with pytest.raises(PermissionError):
+        as_user(USER, lambda: os.chown(program, -1, -1))
+    as_user(USER, lambda: os.chown(program, -1, -1), groups=(GROUP,))  # of a member's own group it takes nothing
+    assert owner(program) == (0, GROUP, 0o2745)
     os.chmod(program, 0o777)
     as_user(USER, lambda: os.chown(program, -1, -1))
 

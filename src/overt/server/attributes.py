@@ -178,8 +178,7 @@ def _must_be_allowed_to_drop_privileges(tree: Tree, node: Node, request: Request
     but for those with CAP_FOWNER.
     """
     st = tree.stat(node)
-    has_bits = st.st_mode & stat.S_ISUID or st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
-    if not stat.S_ISREG(st.st_mode) or not has_bits or request.uid == st.st_uid or _writes(node, call):
+    if not _bits_to_take(st, request) or request.uid == st.st_uid or _writes(node, call):
         return
     if not caller.has_capability(request.pid, "fowner", unseen=False):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -196,18 +195,14 @@ def _writes(node: Node, call: caller.Call) -> bool:
 def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
     """Take away what a write must not leave: the setuid and setgid bits, file capabilities.
 
-    FUSE_HANDLE_KILLPRIV_V2 leaves this to the server (fs/attr.c, setattr_should_drop_suidgid). The setgid bit of a file
-    that its group may not execute is left to members of the group.
+    FUSE_HANDLE_KILLPRIV_V2 leaves this to the server.
     """
     st = tree.stat(node)
-    mode = st.st_mode
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(st.st_mode):
         return
-    gone = mode & stat.S_ISUID
-    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *caller.groups_of(request.pid))):
-        gone |= stat.S_ISGID
+    gone = _bits_to_take(st, request)
     if gone:
-        tree.chmod(node, stat.S_IMODE(mode & ~gone))
+        tree.chmod(node, stat.S_IMODE(st.st_mode & ~gone))
     if node.xattrs is not None and _CAPABILITY not in node.xattrs:
         return
     try:
@@ -215,6 +210,20 @@ def drop_privileges(tree: Tree, node: Node, request: Request) -> None:
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
+
+
+def _bits_to_take(st: os.stat_result, request: Request) -> int:
+    """The setuid and setgid bits that a change of this file by this caller takes away (setattr_should_drop_suidgid).
+
+    The setgid bit of a file that its group may not execute is left to members of the group.
+    """
+    mode = st.st_mode
+    if not stat.S_ISREG(mode):
+        return 0
+    gone = mode & stat.S_ISUID
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or st.st_gid not in (request.gid, *caller.groups_of(request.pid))):
+        gone |= stat.S_ISGID
+    return gone
 
 
 # xattrs
