@@ -422,7 +422,8 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
             with identity.of_worker(request.uid, request.gid):
                 copied = os.copy_file_range(quiet, target, min(length, 1 << 30), offset_in, offset_out)
         finally:
-            os.close(quiet)
+            if quiet != source.fd:
+                os.close(quiet)
         return mount.session.written(request.unique, copied)
 
     mount.submit(request, work)
@@ -430,8 +431,12 @@ def copy_file_range(mount: Mount, request: Request) -> Reply:
 
 
 def _leaving_access_time(fd: int) -> int:
-    """A descriptor of the same file, reading which changes no access time, as overlayfs's own of a layer's file."""
+    """A descriptor of the same file, reading which changes no access time, as overlayfs's own of a layer's file.
+
+    `fd` itself where there can be no other one (another user's file without CAP_FOWNER; no descriptors left): a time is
+    no reason to fail.
+    """
     try:
         return os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
-    except PermissionError:  # another user's file, and no CAP_FOWNER
-        return os.dup(fd)
+    except OSError:
+        return fd
