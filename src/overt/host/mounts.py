@@ -3,6 +3,7 @@
 A detached mount lives as long as its descriptor, so a process that dies half way leaves nothing behind.
 """
 
+import errno
 import os
 import re
 import struct
@@ -78,6 +79,15 @@ def new_mount(kind: str, options: Iterable[tuple[str, str | int | None]], attrib
             raise _explain(context, error) from None
     finally:
         os.close(context)
+
+
+def is_known(kind: str) -> bool:
+    """Whether this kernel has the filesystem type `kind`, or may load it. (fsopen(2): ENODEV)"""
+    try:
+        os.close(syscall("fsopen", kind.encode(), FSOPEN_CLOEXEC))
+    except OSError as error:
+        return error.errno != errno.ENODEV
+    return True
 
 
 def clone(path: str | bytes, *, dir_fd: int = AT_FDCWD, attributes: int = 0) -> int:
