@@ -180,11 +180,15 @@ class Twin:
 
 
 def seen(st: os.stat_result) -> tuple[Any, ...]:
-    """What two trees must agree on; a time only if nobody changed it."""
+    """What two trees must agree on: a time, and the room that data takes, only if nobody changed it.
+
+    Not the links of directories: a merged one has one, and which are merged is up to who copied what up before failing.
+    """
     when = st.st_mtime_ns if st.st_mtime < LONG_AGO + 10**6 else "now"
+    shown = oct(st.st_mode), st.st_uid, st.st_gid, when, st.st_size, st.st_blksize
     if stat.S_ISDIR(st.st_mode):
-        return oct(st.st_mode), st.st_uid, st.st_gid, when
-    return oct(st.st_mode), st.st_uid, st.st_gid, when, st.st_size, st.st_nlink, st.st_rdev
+        return shown
+    return *shown, st.st_nlink, st.st_rdev, st.st_blocks if when != "now" else "some"
 
 
 def numbers_of(layers: list[Path]) -> dict[int, str]:

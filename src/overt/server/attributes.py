@@ -13,8 +13,9 @@ from overt.host.files import statx as host_statx
 from overt.host.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
 from overt.overlay import protection
 from overt.server import caller, identity
-from overt.server.mount import UNTIL_ASKED, Mount, whole
+from overt.server.mount import UNTIL_ASKED, Mount
 from overt.tree.copyup import Filling, changing, copy_up
+from overt.tree.data import blocks_of_data
 from overt.tree.flags import protection_of, refuse
 from overt.tree.layer import UPPER
 from overt.tree.node import Node
@@ -54,7 +55,7 @@ def statx(mount: Mount, request: Request) -> Reply:
         raw = host_statx(directory, name, AT_SYMLINK_NOFOLLOW, request.arg[3])
     st = unpack_from(fuse.Statx, raw)
     nlink = 0 if node.dropped else 1 if node.merged else st.nlink + (node.index.beside if node.index is not None else 0)
-    blocks = st.blocks if node.data is None else whole(st.size)
+    blocks = st.blocks if node.data is None else blocks_of_data(tree, node, st.size, st.blksize)
     st = st._replace(ino=node.ino, nlink=nlink, blocks=blocks)
     return mount.session.statx(request.unique, valid, mount.statx(node, st))
 

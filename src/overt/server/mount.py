@@ -19,6 +19,7 @@ from overt.overlay.view import ACLS
 from overt.server import identity
 from overt.server.caller import is_dying
 from overt.server.pool import Pool, Work
+from overt.tree.data import blocks_of_data
 from overt.tree.node import Node
 from overt.tree.tree import Later, Tree
 from overt.upper import Upper
@@ -88,11 +89,6 @@ class Loop(Protocol):
 
     def post(self, call: Callable[[], None], mount: "Mount") -> None:
         """Have `call`, which uses the tree of `mount`, made by the thread that handles requests."""
-
-
-def whole(size: int) -> int:
-    """How many blocks to show for a file whose data is elsewhere: as if it had no holes, so that nobody skips them."""
-    return (size + 511) // 512
 
 
 def _nobody(mount: "Mount", request: Request) -> bytes:
@@ -372,7 +368,7 @@ class Mount:
             return attr_of(st, node.ino, 0)
         links = None if node.index is None else st.st_nlink + node.index.beside
         if node.data is not None:
-            return attr_of(st, node.ino, links, blocks=whole(st.st_size))
+            return attr_of(st, node.ino, links, blocks=blocks_of_data(self.tree, node, st.st_size, st.st_blksize))
         return attr_of(st, node.ino, 1 if len(node.layers) > 1 else links)
 
     def entry(self, request: Request, node: Node, st: os.stat_result) -> bytes:

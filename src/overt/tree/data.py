@@ -47,6 +47,22 @@ def open_data(tree: "Tree", node: "Node", flags: int) -> int:
     raise problem
 
 
+def blocks_of_data(tree: "Tree", node: "Node", size: int, blksize: int) -> int:
+    """How many blocks of 512 bytes the data takes that a file of `size` bytes has elsewhere (ovl_getattr).
+
+    Those of the file that has it; as if there were no holes while nobody has looked for it in the data-only layers.
+    """
+    data = node.data
+    assert data is not None
+    if data.layer == NOT_YET:
+        return -(-size // blksize) * blksize // 512
+    fd = open_data(tree, node, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.fstat(fd).st_blocks
+    finally:
+        os.close(fd)
+
+
 def _open(layer: "Layer", place: Place, flags: int) -> int:
     directory = open_place(layer.root, place[:-1])
     try:
