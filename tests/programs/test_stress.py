@@ -42,7 +42,7 @@ READ_ONLY = ["unshare", "--mount", "sh", "-euc", 'mount --bind -o ro /proc/sys /
 def stress(overlay: Overlay, names: list[str], seconds: int, patience: float) -> None:
     said = run(
         *READ_ONLY, "stress-ng", *(f"--{name}=1" for name in names), *BOUNDED, f"--timeout={seconds}",
-        "--verify", "--metrics-brief", "--oomable", f"--temp-path={overlay.path}", cwd=overlay.path, timeout=patience,
+        "--verify", "--oomable", f"--temp-path={overlay.path}", cwd=overlay.path, timeout=patience,
     )  # fmt: skip
     assert not re.search(r"\b(fail|error):", said), said
     run("find", overlay.path, "-mindepth", "1", "-delete")
