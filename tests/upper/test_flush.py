@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import os
+import resource
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -227,6 +229,60 @@ def test_on_an_upper_too_full_for_probes_the_tracepoint_serves(ext4: Stage) -> N
     ext4.lose("victim")
     assert flush(upper) is None
     assert (errnos(upper), set(upper.failed(0) or ())) == ([EIO], {victim})
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.open("/", os.O_PATH)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                used.append(os.dup(used[0]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in used:
+            os.close(fd)
+
+
+def test_a_flush_that_fails_is_an_error_for_all_though_there_is_no_descriptor_left(ext4: Stage) -> None:
+    """That of the device's cache, which the upper has not recorded."""
+    upper, account = ext4.attach()
+    _, other = ext4.attach()
+    assert flush(upper) is None
+    ext4.disk.fail("flush")
+    with no_descriptors_left():
+        failure = flush(upper)
+    assert failure and failure.errno == EIO
+    assert errnos(upper) == [EIO]
+    assert account.owed() and other.owed()
+
+
+def test_an_error_is_seen_by_check_while_the_disk_hangs(ext4: Stage) -> None:
+    """The probe that fired is a mount, and its work directory is removed when it goes."""
+    upper, _ = ext4.attach()
+    ext4.lose("victim")
+    fd = os.open(ext4.root, os.O_RDONLY)
+    ext4.disk.hang()
+    (ext4.root / "directory").mkdir()
+    commit = threading.Thread(target=lambda: os.fsync(fd))
+    check = threading.Thread(target=upper.check)
+    try:
+        commit.start()
+        commit.join(0.5)
+        assert commit.is_alive()
+        check.start()
+        check.join(2)
+        assert not check.is_alive()
+        assert errnos(upper) == [EIO]
+    finally:
+        ext4.disk.resume()
+        for thread in (commit, check):
+            thread.join(SECONDS)
+        os.close(fd)
+    assert flush(upper) is None
 
 
 def test_with_the_cursor_alone_a_flush_reaches_the_disk_and_a_death_is_seen(ext4: Stage, no_probes: None) -> None:

@@ -11,7 +11,7 @@ import pytest
 from overt.upper.health import Health, Verdict
 
 EIO = OSError(errno.EIO, "flush")
-NOWHERE = -1  # not a directory: every write fails with EBADF
+NOWHERE = 10**6  # not a descriptor: every write fails with EBADF
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ away from the host, and it flushes. So it is used only where nothing else is lef
 
 What an error found in this way is *not*: the raw errno. A probe knows that there was one, and says EIO.
 
-Nothing here takes a lock. `look` changes the state and must be serialised with `install`; `flush` and `renew` take
-as long as the disk takes.
+Nothing here takes a lock. `look` changes the state and must be serialised with `install`; `flush`, `renew` and
+`let_go_of_fired` take as long as the disk takes.
 """
 
 import contextlib
@@ -95,6 +95,7 @@ class Eyes:
         self._accepted = True  # whether kernel overlayfs accepts the upper
         self._born_read_only = False  # whether it was read-only when it became known
         self._cursor = self._plain = self._probe = -1
+        self._fired: list[int] = []  # probes that are yet to be closed
         self._watch = trace.watch(s_dev) if trace else None
         if carried:
             self._cursor, self._plain, self._probe, self._accepted, self._known, self._born_read_only = carried
@@ -122,6 +123,11 @@ class Eyes:
     def need_flush(self) -> bool:
         """Whether errors up to now can be seen by flushing only."""
         return self.spent or (not self._accepted and self._watch is None)
+
+    def let_go_of_fired(self) -> None:
+        """Close the probes that have fired, which is to unmount them: it takes as long as the disk takes."""
+        while self._fired:
+            os.close(self._fired.pop())
 
     def prepare_flush(self, scratch_fd: int) -> None:
         """Mount the probe that flushes. Not before somebody may flush: it flushes once more when it is let go."""
@@ -158,7 +164,7 @@ class Eyes:
         if self._probe >= 0:
             if _syncfs(self._probe) is None:
                 return None
-            os.close(self._probe)
+            self._fired.append(self._probe)
             self._probe = -1
             events = self._watch.take() if self._watch else None
             known = events.inodes if events and not events.lost else None
@@ -220,10 +226,11 @@ class Eyes:
         with contextlib.ExitStack() as stack:
             if self._watch:
                 stack.callback(self._watch.close)
-            for fd in (self._cursor, self._plain, self._probe):
+            for fd in (self._cursor, self._plain, self._probe, *self._fired):
                 if fd >= 0:
                     stack.callback(os.close, fd)
             self._cursor = self._plain = self._probe = -1
+            self._fired.clear()
 
     def _is_read_only(self) -> bool:
         return bool(os.fstatvfs(self._cursor).f_flag & os.ST_RDONLY)

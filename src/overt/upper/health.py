@@ -51,7 +51,7 @@ class Health:
         return self.failing is None and not self._in_doubt
 
     def judge(self, failure: OSError | None, scratch_fd: int) -> Verdict:
-        """Judge a flush that came to `failure`; in doubt, by a write to the directory `scratch_fd`."""
+        """Judge a flush that came to `failure`; in doubt, by a write to the directory `scratch_fd` (-1: none)."""
         source = "flush"
         if failure is None and self._in_doubt:
             self._in_doubt = False  # before the write: doubt that comes during it stays
@@ -79,6 +79,8 @@ def _write(directory_fd: int) -> OSError | None:
 
     A time stamp and fsync, not a file: it needs no space, leaves no name, and a directory that was removed will do.
     """
+    if directory_fd < 0:
+        return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     try:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory_fd)
         try:

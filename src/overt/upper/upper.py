@@ -276,13 +276,14 @@ class Upper:
                 if not self._in_question(eyes, failure):
                     return None
                 with self._lock:
+                    if not self._scratch:  # the last overlay has gone meanwhile
+                        return failure
                     scratch_fd = self._live_scratch()
-                if scratch_fd < 0:  # the last overlay has gone meanwhile
-                    return failure
                 try:
                     return self._settle(eyes, failure, scratch_fd)
                 finally:
-                    os.close(scratch_fd)
+                    if scratch_fd >= 0:
+                        os.close(scratch_fd)
         finally:
             if self._news:
                 self._announce()
@@ -298,6 +299,7 @@ class Upper:
         self.flushed_at = time.monotonic()
         with self._lock:
             self._see(eyes, flushed.told)
+        eyes.let_go_of_fired()
         return flushed
 
     def _in_question(self, eyes: Eyes, failure: OSError | None) -> bool:
@@ -307,8 +309,8 @@ class Upper:
         return failure is not None or eyes.spent or not self._health.sound
 
     def _settle(self, eyes: Eyes, failure: OSError | None, scratch_fd: int) -> OSError | None:
-        """What a flush comes to that failed, or came after an error."""
-        if failure is None and eyes.spent:
+        """What a flush comes to that failed, or came after an error; `scratch_fd` -1: without a scratch directory."""
+        if failure is None and eyes.spent and scratch_fd >= 0:
             self._renew(eyes, scratch_fd)
         failure, entry, source = self._health.judge(failure, scratch_fd)
         if entry:
@@ -326,11 +328,17 @@ class Upper:
                 self._news = [other for other in self._news if other.number != error.number] + [error]
 
     def _live_scratch(self) -> int:
-        """A duplicate of a scratch directory; if possible of one that still has a name (the next probe needs it)."""
-        if not self._scratch:
-            return -1
+        """A duplicate of a scratch directory; if possible of one that still has a name (the next probe needs it).
+
+        -1 where there is no descriptor left for it.
+        """
         named = (fd for fd in self._scratch.values() if has_a_name(fd))
-        return os.dup(next(named, next(iter(self._scratch.values()))))
+        try:
+            return os.dup(next(named, next(iter(self._scratch.values()))))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            return -1
 
     def _see(self, eyes: Eyes, told: int = 0) -> None:
         self.taken += bool(told)
