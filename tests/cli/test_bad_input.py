@@ -83,6 +83,13 @@ def test_an_empty_mount_point_is_not_the_current_directory(module: str, words: l
     assert "usage: " in done.stderr or "no mountpoint specified" in done.stderr
 
 
+@pytest.mark.root
+def test_the_lab_does_not_hide_what_it_needs() -> None:
+    done = overt("lab", "up", "/sys")
+    needed = "overt: the lab itself needs what is there: name another directory: /sys\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", needed)
+
+
 def test_the_foreground_has_a_server_of_its_own_whatever_the_environment_says(tmp_path: Path) -> None:
     done = overt("mount", "-f", "-o", "lowerdir=/no/such", tmp_path, OVERT_SERVER="/no/server")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

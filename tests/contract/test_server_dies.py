@@ -7,6 +7,7 @@ import random
 import signal
 import stat
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from overt.server import registry
 
 from .conftest import Servers
 from .container import Container
-from .scene import PAGE, Overlay, Server, open_scene, run_overt, syncfs, told, wait_until
+from .scene import PAGE, Overlay, Server, open_scene, overt_command, run_overt, syncfs, told, wait_until
 from .test_many_disks import has_ended
 
 pytestmark = pytest.mark.root
@@ -190,14 +191,25 @@ def test_overt_umount_clears_a_dead_mount_and_says_that_data_may_be_lost(own: Se
 
 
 @pytest.mark.timeout(60)
-def test_a_new_server_clears_dead_mounts_that_are_not_registered_any_more(own: Server, servers: Servers) -> None:
-    """A server in another mount namespace, which shares /run, has taken the entries away."""
+def test_dead_mounts_that_are_not_registered_any_more(own: Server, servers: Servers, tmp_path: Path) -> None:
+    """A server in another mount namespace, which shares /run, has taken the entries away.
+
+    They are shown, and a new server clears them; one in a user namespace, where they are locked, cannot and mounts.
+    """
     with open_scene("ext4", own) as scene:
         overlay, other = scene.overlay(), scene.overlay()
         own.kill()
         for entry in registry.entries():
             if entry.target in (str(overlay.target), str(other.target)):
                 registry.remove(entry.file)
+        shown = run_overt("status").stdout
+        assert f"{overlay.target}  dead: its server is gone" in shown
+        assert f"{other.target}  dead: its server is gone" in shown
+        (tmp_path / "mnt").mkdir()
+        mount = overt_command("mount", "-o", f"lowerdir={tmp_path}", str(tmp_path / "mnt"))
+        words = ["unshare", "-Urm", "sh", "-ec", '"$@"; umount "$0"', str(tmp_path / "mnt"), *mount]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
         scene.server = servers.start()
         assert not mounted(overlay)
         assert not mounted(other)

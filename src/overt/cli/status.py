@@ -42,28 +42,32 @@ def command(*, as_json: bool, events: bool) -> int:
             status = 1
         except OSError:
             continue  # a socket that a killed server left; `dead` below shows its mounts
-    dead = [entry._asdict() for entry in registry.entries() if entry.dead]
+    dead: list[dict[str, Any]] = [entry._asdict() for entry in registry.entries() if entry.dead]
+    dead += [{"file": None, "device": None, "pid": None, "target": place} for place in registry.unknown_dead()]
     if events:
         return status
     if as_json:
         click.echo(json.dumps({"servers": servers, "dead": dead}, indent=2))
         return status
     if not servers and not dead and not status:
-        click.echo("no overt server is running")
+        nothing = "no overt server of yours is running; for root's, be root"
+        click.echo(nothing if os.geteuid() else "no overt server is running")
     for server in servers:
         _show(server)
-    for entry in dead:
-        place = printable(entry["target"])
-        click.echo(f"{place}  dead: its server {entry['pid']} is gone (overt umount clears it away)")
+    for mount in dead:
+        gone = "its server" if mount["pid"] is None else f"its server {mount['pid']}"
+        click.echo(f"{printable(mount['target'])}  dead: {gone} is gone (overt umount clears it away)")
     return status
 
 
 def _show(server: dict[str, Any]) -> None:
-    click.echo(f"server {server['pid']}: {len(server['mounts'])} mounts")
+    count = len(server["mounts"])
+    elsewhere = "" if _is_here(server["pid"]) else f", in another mount namespace (kill {server['pid']} unmounts)"
+    click.echo(f"server {server['pid']}: {count} mount{'s' * (count != 1)}{elsewhere}")
     for mount in server["mounts"]:
         how = [f"fsync={mount['fsync']}", mount["kind"]]
         how.append("passthrough" if mount["passthrough"] else "no passthrough")
-        if not mount["syncfs"]:
+        if not mount["syncfs"] and mount["upper"]:
             how.append("syncfs not delivered")
         trouble = f"  errors {mount['errors']}, told {mount['told']}" if mount["errors"] else ""
         click.echo(f"  {printable(mount['target'])}  {', '.join(how)}{trouble}")
@@ -83,3 +87,11 @@ def _show(server: dict[str, Any]) -> None:
             told = f"told to {len(error['told'])} of {mounts} mounts"
             what = f"error {error['number']}: {os.strerror(error['errno'])}"
             click.echo(f"    {what}, {when}, by {error['source']}{taken}; {told}")
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a server's mounts are those of our mount namespace; so it is taken to be where that cannot be known."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return True

@@ -36,8 +36,12 @@ def command(target: str, *, as_json: bool) -> int:
         click.echo(f"overt: {target}: {server} was dead: cleared away; what it had not flushed may be lost", err=True)
         return 3
     if entry is None:
-        what = "another place of an overt mount: take it away with umount(8)"
-        click.echo(f"overt: {target}: {what if registry.is_mount(real) else 'not an overt mount'}", err=True)
+        what = "not an overt mount"
+        if registry.is_mount(real):
+            what = "another place of an overt mount: take it away with umount(8)"
+            if os.geteuid():
+                what = "not a mount of a server of yours: be root"
+        click.echo(f"overt: {target}: {what}", err=True)
         return 1
     try:
         with Client(registry.directory() / f"{entry.pid}.sock") as client:

@@ -22,6 +22,7 @@ from overt.lab.worker import Stopped, stop_on_sigterm
 
 RUN = Path("/run/overt/lab")
 _PATIENCE = 120.0  # seconds
+_NEEDED = ("/dev", "/proc", "/run", "/sys")
 
 
 def socket_of(directory: str | os.PathLike[str]) -> Path:
@@ -50,6 +51,8 @@ def _none(directory: str | os.PathLike[str]) -> FileNotFoundError:
 def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
     """Have a new process keep a disk at `directory`; return when it is mounted. OSError, and nothing is left.
 
+    Not over what it needs itself: it would find neither its device nor, afterwards, itself.
+
     FileExistsError if there is one already.
     """
     with suppress(FileNotFoundError):
@@ -58,6 +61,8 @@ def up(directory: str, filesystem: str, size: int, mount_options: str) -> None:
     directory = os.path.realpath(directory)  # the process has another working directory
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", directory)
+    if any(os.path.commonpath([directory, needed]) == directory for needed in _NEEDED):
+        raise OSError(errno.EBUSY, "the lab itself needs what is there: name another directory", directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         pid = os.fork()

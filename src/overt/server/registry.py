@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,17 +183,30 @@ def clear_dead() -> list[str]:
             mounts.umount(entry.target, mounts.MNT_DETACH)
             cleared.append(entry.target)
         remove(entry.file)
-    # A server in another mount namespace may have taken the entries, which this one shares with it, and not the mounts.
-    living = {entry.device for entry in entries()}
-    for device, path in _table():
-        place = os.fsdecode(path)
-        if device not in living and is_dead_mount(place):
+    for place in unknown_dead():
+        try:
             mounts.umount(place, mounts.MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):  # another user's, locked in our user namespace
+                raise
+        else:
             cleared.append(place)
     for socket_path in sockets():
         if has_ended(socket_path):
             socket_path.unlink(missing_ok=True)
     return cleared
+
+
+def unknown_dead() -> Iterator[str]:
+    """Where in this namespace dead mounts are of which no entry is left.
+
+    A server in another mount namespace may have taken the entries, which this one shares with it, and not the mounts.
+    """
+    known = {entry.device for entry in entries()}
+    for device, path in _table():
+        place = os.fsdecode(path)
+        if device not in known and is_dead_mount(place):
+            yield place
 
 
 def mounted(entry: Entry) -> bool:
