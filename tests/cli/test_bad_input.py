@@ -144,10 +144,27 @@ def test_a_server_that_does_not_answer_is_named_and_the_others_are_shown(
     monkeypatch.setattr(registry, "_RUN", tmp_path)
     monkeypatch.setattr(status, "_PATIENCE", 0.3)
     place = registry.directory()
-    well = b'{"status": {"pid": 20, "mounts": [], "uppers": []}}\n'
+    well = b'{"status": {"pid": %d, "mounts": [], "uppers": []}}\n' % os.getpid()
     with answering(place / "10.sock", None), answering(place / "20.sock", well):
         assert cli.run(["status"]) == 1
-    assert capsys.readouterr() == ("server 20: 0 mounts\n", "overt: server 10: no answer within 0.3 s\n")
+    assert capsys.readouterr() == (f"server {os.getpid()}: 0 mounts\n", "overt: server 10: no answer within 0.3 s\n")
+
+
+def test_a_server_in_another_mount_namespace_is_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_RUN", tmp_path)
+    with subprocess.Popen(["unshare", "-Um", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin and other.stdout
+        other.stdin.write(b"x\n")
+        other.stdin.flush()
+        other.stdout.readline()
+        well = b'{"status": {"pid": %d, "mounts": [], "uppers": []}}\n' % other.pid
+        with answering(registry.directory() / "20.sock", well):
+            assert cli.run(["status"]) == 0
+        other.stdin.close()
+    elsewhere = f"in another mount namespace (kill {other.pid} unmounts)"
+    assert capsys.readouterr() == (f"server {other.pid}: 0 mounts, {elsewhere}\n", "")
 
 
 @pytest.mark.parametrize("words", [["mount", "-o", "lowerdir=/", "--server"], ["serve", "--socket"]])
