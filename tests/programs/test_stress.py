@@ -24,6 +24,7 @@ APART = {"fanotify"}
 # has the same limit (docs/limits.md): who opens as many leaves the others none.
 BOUNDED = [
     "--open-max=8192",
+    "--chdir-dirs=1024",
     *(f"--{name}-bytes=128m" for name in ("hdd", "fallocate", "iomix", "copy-file", "sync-file")),
 ]
 
