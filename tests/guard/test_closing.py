@@ -18,6 +18,8 @@ from overt.guard.descriptions import Loans
 from overt.guard.room import Room
 from overt.guard.store import Store
 from overt.host import mounts
+from overt.lab import Disk
+from overt.upper import probes
 
 from .ground import EIO, Ground, wait_until
 from .member import member, new_syncfs, syncfs
@@ -85,6 +87,12 @@ def returns(act: Callable[[], object], seconds: float = 5.0) -> bool:
     return not thread.is_alive()
 
 
+@pytest.fixture(scope="module")
+def disk() -> Iterator[Disk]:
+    with Disk("ext4", size=64 << 20) as made:
+        yield made
+
+
 @pytest.fixture
 def stuck(layer: Layer, tmp_path: Path) -> Iterator[int]:
     """A descriptor on an overlay over a layer that does not answer."""
@@ -107,6 +115,24 @@ def test_what_the_supervisor_forgets_is_closed_on_another_thread(stuck: int) -> 
     assert returns(lambda: store.drop("owed/7/1/2/0"))
     assert returns(lambda: store.put("owed/7/1/2/1", 1, []))
     assert list(store.entries) == ["owed/7/1/2/1"]
+
+
+def test_a_probe_that_the_supervisor_holds_last_is_unmounted_on_another_thread(disk: Disk) -> None:
+    """The worker lets go of one, and then has its upper kept without: to unmount it flushes the disk."""
+    scratch = os.open(disk.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        probe = probes.mount(scratch, volatile=False)
+    finally:
+        os.close(scratch)
+    store = Store()
+    store.put("upper/7", 0, [probe])
+    Path(disk.path, "dirty").write_bytes(b"dirty" * 4096)
+    disk.hang()
+    try:
+        assert returns(lambda: store.put("upper/7", 1, []))
+    finally:
+        disk.resume()
+    wait_until(lambda: not os.path.exists(f"/proc/self/fd/{probe}"), "it is closed")
 
 
 def test_a_duplicate_takes_room_until_it_is_closed_and_keeps_no_other_party(stuck: int) -> None:

@@ -11,7 +11,6 @@ The names, and what is in an entry, are the worker's business.
 """
 
 import json
-import os
 import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -39,11 +38,12 @@ class Store:
         self._closer = Closer()
 
     def put(self, name: str, value: Any, fds: Sequence[int]) -> None:
-        """Keep an entry; descriptors of the one that it replaces are closed."""
-        if name.startswith("owed/"):
-            self.drop(name)
-        for fd in self.entries[name].fds if name in self.entries else ():
-            os.close(fd)  # of directories, which asks nobody: they are in the new entry again
+        """Keep an entry; the one that it replaces is dropped.
+
+        Not even a directory may be closed here: where it is a probe's, and the worker has none any more, this unmounts
+        the probe, which flushes its disk.
+        """
+        self.drop(name)
         self.entries[name] = Entry(value, tuple(fds))
 
     def set(self, name: str, value: Any) -> None:
