@@ -1,14 +1,22 @@
 """The worker dies, or stops: no call is turned into ENOSYS, no error is lost, no notification forgotten."""
 
+import errno
+import itertools
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from .ground import EIO, Ground, wait_until
+from overt.events import Events
+from overt.guard.supervisor import Supervisor, _is_dying, listen, status_path
+from overt.host import process
+
+from .ground import EIO, Ground, descriptors, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -135,6 +143,70 @@ def test_workers_killed_while_they_tell_lose_nothing(guarded: Ground) -> None:
     again = sum(container.syncfs(fd) == EIO for fd in fds)
     assert again <= sum(1 for _ in guarded.guard.events("told or not"))
     assert told == owed
+
+
+@contextmanager
+def no_room(pid: int) -> Iterator[None]:
+    """A process can have no more descriptors than it has."""
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    first_free = next(number for number in itertools.count() if not os.path.lexists(f"/proc/{pid}/fd/{number}"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_where_there_can_be_no_worker_there_is_one_later(guarded: Ground) -> None:
+    container = guarded.container()
+    fd = container.open()
+    guard = guarded.guard
+    assert guard is not None
+    with no_room(guard.process.pid):
+        guard.kill_worker()
+        container.say("syncfs", fd)
+        wait_until(lambda: guard.events("no worker") or guard.process.poll() is not None, "there can be none")
+    assert container.hear() == [0]
+    assert guard.status()["generation"] == 2
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """One that does not run."""
+    path = tmp_path / "guard"
+    with listen(path) as socket, listen(status_path(path)) as status:
+        handed = {str(path): socket, str(status_path(path)): status}
+        made = Supervisor(path, Events(foreground=True), handed=handed)
+        yield made
+        made.close()
+
+
+def test_what_a_fork_that_fails_was_to_have_is_given_back(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = descriptors(os.getpid())
+    try:
+        with pytest.raises(BlockingIOError):
+            supervisor._fork()
+        assert descriptors(os.getpid()) == before
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert supervisor.workers == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+def test_without_a_descriptor_to_look_with_nobody_is_taken_for_dead() -> None:
+    with no_room(os.getpid()):
+        assert not _is_dying(os.getpid())
+
+
+def test_a_table_of_descriptors_that_cannot_be_larger_stays_as_it_is() -> None:
+    with no_room(os.getpid()):
+        process.make_room_for_descriptors()
 
 
 def test_a_container_can_be_killed_while_the_agent_is_stopped(guarded: Ground) -> None:

@@ -52,7 +52,10 @@ _MOST_CALLERS = 4096
 _PAUSE = 0.05
 """seconds between two workers that die young; and for one that is about to be dead"""
 _YOUNG = 1.0
+_AGAIN = 0.5
+"""seconds until the next attempt, where there can be no worker at present"""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class _Caller:
@@ -130,7 +133,13 @@ class Supervisor:
         try:
             while not self._ending:
                 started = time.monotonic()
-                self._serve(*self._fork(wake, woken), wake)
+                try:
+                    pid, worker = self._fork(wake, woken)
+                except OSError as error:  # calls and runtimes wait in the kernel
+                    self.events.say("no worker", why=str(error))
+                    time.sleep(_AGAIN)
+                    continue
+                self._serve(pid, worker, wake)
                 if not self._ending and time.monotonic() - started < _YOUNG:
                     time.sleep(_PAUSE if self.workers > 3 else 0)
         finally:
@@ -153,15 +162,21 @@ class Supervisor:
             self._ending = True
 
     def _fork(self, *ours: int) -> tuple[int, socket.socket]:
-        """Start a worker: its pid, and our end of the pair between us."""
+        """Start a worker: its pid, and our end of the pair between us. OSError: there is no room for either."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (here, there):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MESSAGE)
-        self.workers += 1
         self._replacing = False
         self._unsent.clear()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the worker has handlers of its own
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            here.close()
+            there.close()
+            raise
+        self.workers += 1
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             there.close()
@@ -347,24 +362,27 @@ class Supervisor:
 def _is_dying(pid: int) -> bool:
     """Whether a process was killed, and what is left of it waits for a disk: it will never come back to its program.
 
-    The kernel makes every fatal signal a SIGKILL, pending for each thread.
+    The kernel makes every fatal signal a SIGKILL, pending for each thread. Where this process has no descriptor to look
+    with, it is not.
     """
     try:
         with open(f"/proc/{pid}/status") as status:
             pending = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd:", "ShdPnd:"))]
         states = [_state(f"/proc/{pid}/task/{tid}/stat") for tid in os.listdir(f"/proc/{pid}/task")]
-    except OSError:  # not even that is left
+        killed = any(bits >> signal.SIGKILL - 1 & 1 for bits in pending) or _state(f"/proc/{pid}/stat") in "ZX"
+    except _GONE:  # not even that is left
         return True
-    killed = any(bits >> signal.SIGKILL - 1 & 1 for bits in pending) or _state(f"/proc/{pid}/stat") in "ZX"
+    except OSError:
+        return False
     return killed and all(state in "ZXD" for state in states)
 
 
 def _state(path: str) -> str:
-    """A thread's state, a letter (proc_pid_stat(5)); X if it is gone."""
+    """A thread's state, a letter (proc_pid_stat(5)); X if it is gone. OSError: there is no descriptor to look with."""
     try:
         with open(path) as stat:
             return stat.read().rpartition(")")[2].split()[0]
-    except OSError:
+    except _GONE:
         return "X"
 
 
