@@ -117,22 +117,71 @@ def test_what_the_supervisor_forgets_is_closed_on_another_thread(stuck: int) -> 
     assert list(store.entries) == ["owed/7/1/2/1"]
 
 
-def test_a_probe_that_the_supervisor_holds_last_is_unmounted_on_another_thread(disk: Disk) -> None:
-    """The worker lets go of one, and then has its upper kept without: to unmount it flushes the disk."""
+@pytest.fixture
+def probe(disk: Disk) -> int:
+    """An ordinary probe's descriptor, the test's to close: to unmount it flushes the disk, which has to write."""
     scratch = os.open(disk.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        probe = probes.mount(scratch, volatile=False)
+        made = probes.mount(scratch, volatile=False)
     finally:
         os.close(scratch)
+    Path(disk.path, "dirty").write_bytes(b"dirty" * 4096)
+    return made
+
+
+def is_open(*fds: int) -> bool:
+    """Whether any of them is."""
+    return any(os.path.lexists(f"/proc/self/fd/{fd}") for fd in fds)
+
+
+def test_a_probe_that_the_supervisor_holds_last_is_unmounted_on_another_thread(disk: Disk, probe: int) -> None:
+    """The worker lets go of it, and then has its upper kept without."""
     store = Store()
     store.put("upper/7", 0, [probe])
-    Path(disk.path, "dirty").write_bytes(b"dirty" * 4096)
     disk.hang()
     try:
         assert returns(lambda: store.put("upper/7", 1, []))
     finally:
         disk.resume()
-    wait_until(lambda: not os.path.exists(f"/proc/self/fd/{probe}"), "it is closed")
+    wait_until(lambda: not is_open(probe), "it is closed")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_next_worker_keeps_nothing_that_is_yet_to_be_closed(
+    disk: Disk, probe: int, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Nor closes what else may have got the number of what is being closed: nothing has."""
+    put_off, real = threading.Event(), os.dup2
+
+    def dup2(fd: int, fd2: int, inheritable: bool = True) -> int:
+        assert inheritable or put_off.wait(30)  # pytest's own are
+        return real(fd, fd2, inheritable)
+
+    kept, directory = (os.open(disk.path, os.O_RDONLY) for _ in range(2))
+    store = Store()
+    store.put("upper/7", 0, [kept])
+    store.put("upper/8", 0, [probe, directory])
+    monkeypatch.setattr(os, "dup2", real if begun else dup2)
+    disk.hang()
+    try:
+        store.drop("upper/8")
+        if begun:
+            wait_until(lambda: "eventfd" in os.readlink(f"/proc/self/fd/{probe}"), "its number is still taken")
+        pid = os.fork()
+        if pid == 0:
+            monkeypatch.undo()
+            try:
+                store.inherit()
+                wait_until(lambda: not is_open(probe, directory), "they are closed here as well", 5)
+                os._exit(0 if is_open(kept) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        put_off.set()
+        disk.resume()
+        store.drop("upper/7")
+    wait_until(lambda: not is_open(probe, directory, kept), "they are closed")
 
 
 def test_a_duplicate_takes_room_until_it_is_closed_and_keeps_no_other_party(stuck: int) -> None:

@@ -6,6 +6,10 @@ which may be a container's own and never answer. Not even SIGKILL ends that (fs/
 
 Nearly always it takes microseconds, and after an error there are a thousand at once. So one thread closes for all, and
 another looks whether it gets on; if not, it takes over, and a further one looks. A party keeps one thread at most.
+
+close(2) frees the number before it asks. So a file is first replaced by one that nobody has to be asked about (dup3(2)
+closes what it replaces), and its number is free when that is done: whoever forks meanwhile knows which descriptors are
+to be closed in the child as well (`left`), and that none of these numbers is another file's by then.
 """
 
 import os
@@ -35,6 +39,8 @@ class Closer:
         """those of them that wait until there is something to close"""
         self._busy: dict[int, float] = {}
         """the others, by their ids, and when each began with its file"""
+        self._nothing = os.eventfd(0)
+        """what a file is replaced by; open as long as the process lives"""
 
     def close(self, party: str, fd: int, then: Callable[[], object] | None = None) -> None:
         """Have `fd` closed after those that `party` has brought before, and `then` called. Waits for no filesystem."""
@@ -47,6 +53,10 @@ class Closer:
                 self._start()
             elif self._asleep:
                 self._changed.notify()
+
+    def left(self) -> list[tuple[str, int]]:
+        """What is yet to be closed, by party, or being closed; in a child, where no thread of this is at work."""
+        return [(party, fd) for party, files in self._left.items() for fd, _ in files]
 
     def _start(self) -> None:
         """Have one thread more. Where there can be none, whatever comes next tries again. Under the lock."""
@@ -78,14 +88,18 @@ class Closer:
     def _take_turn(self) -> None:
         """Close one file of the party whose turn it is; under the lock, which is let go meanwhile."""
         party = self._turns.popleft()
-        fd, then = self._left[party].popleft()
+        left = self._left[party]
+        fd, then = left[0]
         self._idle -= 1
         self._busy[threading.get_ident()] = time.monotonic()
         if self._turns and not self._idle:
             self._start()
         self._changed.release()
         try:
-            with suppress(OSError):  # of ->flush, for whoever wrote; it is closed all the same
+            with suppress(OSError):  # of a number that RLIMIT_NOFILE does not allow by now
+                os.dup2(self._nothing, fd, inheritable=False)
+            left.popleft()
+            with suppress(OSError):  # of ->flush then, for whoever wrote; it is closed all the same
                 os.close(fd)
             if then is not None:
                 then()
@@ -93,7 +107,7 @@ class Closer:
             self._changed.acquire()
             self._idle += 1
             del self._busy[threading.get_ident()]
-            if self._left[party]:
+            if left:
                 self._turns.append(party)
             else:
                 del self._left[party]

@@ -56,6 +56,17 @@ class Store:
         for fd in entry.fds if entry else ():
             self._closer.close("/".join(name.split("/")[:3]), fd)
 
+    def inherit(self) -> dict[str, Entry]:
+        """In a child that was forked just now: the entries. What was yet to be closed is closed here as well.
+
+        A child has that too, and in no entry: its filesystem would be busy until the child ends.
+        """
+        left = self._closer.left()
+        self._closer = Closer()  # the other's threads, and whoever had its lock, are not here
+        for party, fd in left:
+            self._closer.close(party, fd)
+        return self.entries
+
     def hear(self, worker: socket.socket) -> bool:
         """Carry out one message of the worker's; False at its end."""
         data, fds, flags, _ = socket.recv_fds(worker, MESSAGE, MOST_FDS)

@@ -201,7 +201,7 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: agent.stop())
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            agent.run(self.store.entries)
+            agent.run(self.store.inherit())
             status = 0
         except Exception:
             self.events.crash("the worker")
