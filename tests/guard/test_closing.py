@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -216,6 +217,19 @@ def test_a_few_threads_close_for_any_number_of_parties(monkeypatch: pytest.Monke
         closer.close(str(party), fd, partial(closed.append, party))
     wait_until(lambda: len(closed) == 500, "all are closed")
     assert len(started) < 10
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, MemoryError])
+def test_what_finds_no_thread_is_closed_with_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch, problem: type[Exception]
+) -> None:
+    closer = Closer()
+    one, other = os.dup(0), os.dup(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=problem))
+        closer.close("one", one)
+    closer.close("other", other)
+    wait_until(lambda: not is_open(one, other), "both are closed", 5)
 
 
 def test_whoever_comes_after_all_threads_were_kept_is_closed_too(stuck: int) -> None:

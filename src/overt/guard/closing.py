@@ -63,7 +63,7 @@ class Closer:
         self._idle += 1
         try:
             threading.Thread(target=self._serve, daemon=True).start()
-        except RuntimeError:
+        except Exception:  # RuntimeError, MemoryError
             self._idle -= 1
 
     def _serve(self) -> None:
