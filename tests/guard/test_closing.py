@@ -1,23 +1,29 @@
 """Overlays with a FUSE layer whose server has stopped: closing a duplicate of a file there keeps nobody."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from overt.events import Events
+from overt.guard import resume
+from overt.guard.agent import Agent
 from overt.guard.closing import Closer
 from overt.guard.descriptions import Loans
 from overt.guard.room import Room
-from overt.guard.store import Store
+from overt.guard.slots import Slots
+from overt.guard.store import Entry, Store
 from overt.host import mounts
 from overt.lab import Disk
 from overt.upper import probes
@@ -183,6 +189,21 @@ def test_the_next_worker_keeps_nothing_that_is_yet_to_be_closed(
         disk.resume()
         store.drop("upper/7")
     wait_until(lambda: not is_open(probe, directory, kept), "they are closed")
+
+
+def test_an_upper_that_no_overlay_has_any_more_is_let_go_by_the_next_worker(disk: Disk, probe: int) -> None:
+    """The worker died after it had said so of the overlay, and before it had said so of the upper."""
+    state = {"fds": [False, True, False], "accepted": True, "known": False, "born_read_only": False, "errors": []}
+    with ExitStack() as stack:
+        here, there, status = (stack.enter_context(end) for end in (*socket.socketpair(), socket.socket()))
+        agent = Agent(there, status, Slots(4), None, None, Events(foreground=True), 2, "all")
+        disk.hang()
+        try:
+            assert returns(lambda: resume.restore(agent, {"upper/7": Entry(state, (probe,))}))
+        finally:
+            disk.resume()
+        assert json.loads(here.recv(99, socket.MSG_DONTWAIT)) == ["drop", "upper/7", None]
+    wait_until(lambda: not is_open(probe), "it is closed")
 
 
 def test_a_duplicate_takes_room_until_it_is_closed_and_keeps_no_other_party(stuck: int) -> None:

@@ -33,7 +33,13 @@ _ATTEMPTS = 20
 
 def restore(agent: "Agent", entries: Mapping[str, Entry]) -> None:
     """Go on where the last worker ended. The descriptors are this process's own: it is a fork of the supervisor."""
+    used = {entry.value["upper"] for entry in _named(entries, "overlay").values()}
     for s_dev, entry in _of_kind(entries, "upper"):
+        if s_dev not in used:  # the worker died when its last overlay had gone, and before it could say so
+            agent.keeper.drop(f"upper/{s_dev}")
+            for fd in entry.fds:
+                agent.shared.loans.drop(f"upper/{s_dev}", fd)
+            continue
         given = iter(entry.fds)
         cursor, plain, probe = (next(given) if there else -1 for there in entry.value["fds"])
         state = (entry.value[name] for name in ("accepted", "known", "born_read_only"))
