@@ -5,14 +5,16 @@ import itertools
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from overt.events import Events
+from overt.guard.store import Keeper
 from overt.guard.supervisor import Supervisor, _is_dying, listen, status_path
 from overt.host import process
 
@@ -146,15 +148,16 @@ def test_workers_killed_while_they_tell_lose_nothing(guarded: Ground) -> None:
 
 
 @contextmanager
-def no_room(pid: int) -> Iterator[None]:
-    """A process can have no more descriptors than it has."""
+def no_room(pid: int, *, but_for: int = 0) -> Iterator[None]:
+    """A process can have no more descriptors than it has, but for so many."""
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    first_free = next(number for number in itertools.count() if not os.path.lexists(f"/proc/{pid}/fd/{number}"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    free = (number for number in itertools.count() if not os.path.lexists(f"/proc/{pid}/fd/{number}"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next(itertools.islice(free, but_for, None)), limits[1]))
     try:
         yield
     finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def test_where_there_can_be_no_worker_there_is_one_later(guarded: Ground) -> None:
@@ -197,6 +200,32 @@ def test_what_a_fork_that_fails_was_to_have_is_given_back(
         assert supervisor.workers == 0
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+def test_what_a_worker_says_last_is_heard(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the look whether it says something, and before the one whether it is dead but for a disk."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.setblocking(False)
+    supervisor.store.put("overlay/7/1", "before", [])
+
+    def is_dying(pid: int) -> bool:
+        Keeper(there).set("overlay/7/1", "told")
+        return True
+
+    monkeypatch.setattr("overt.guard.supervisor._is_dying", is_dying)
+    woken, wake = os.pipe()
+    os.write(wake, b"\0")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        with there:
+            supervisor._serve(pid, here, woken)
+        assert supervisor.store.entries["overlay/7/1"].value == "told"
+        wait_until(lambda: supervisor._bury(0) or not supervisor._dying, "it is buried")
+    finally:
+        os.close(woken)
+        os.close(wake)
 
 
 def test_without_a_descriptor_to_look_with_nobody_is_taken_for_dead() -> None:

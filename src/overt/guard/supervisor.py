@@ -226,6 +226,8 @@ class Supervisor:
                         os.kill(pid, signal.SIGKILL)  # if it has not ended: it is not to be trusted
                         break
                 elif self._time_to_look(ready) and _is_dying(pid):
+                    while self._hear(worker):  # what it has said since the poll
+                        pass
                     break
                 if self._socket.fileno() in ready:
                     self._accept()
@@ -240,10 +242,13 @@ class Supervisor:
         self._bury(_PAUSE)
 
     def _hear(self, worker: socket.socket) -> bool:
-        """Take a message of the worker's; False at its end, or if it makes no sense: that must not end this process."""
+        """Take a message of the worker's; False where there is none, or if it makes no sense.
+
+        That must not end this process.
+        """
         try:
             return self.store.hear(worker)
-        except ConnectionError:
+        except (ConnectionError, BlockingIOError):
             return False
         except Exception:
             self.events.crash("a message of the worker's")
