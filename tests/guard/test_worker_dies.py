@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from overt.events import Events
-from overt.guard.store import Keeper
+from overt.guard.store import MOST_FDS, Keeper, Store
 from overt.guard.supervisor import Supervisor, _is_dying, listen, status_path
 from overt.host import process
 
@@ -226,6 +226,19 @@ def test_what_a_worker_says_last_is_heard(supervisor: Supervisor, monkeypatch: p
     finally:
         os.close(woken)
         os.close(wake)
+
+
+@pytest.mark.parametrize("said", [b'["put", "upper/7", 0]', b'["set", "upper/7", 0]', b"nothing"])
+def test_what_comes_with_a_message_that_makes_no_sense_is_closed(said: bytes) -> None:
+    store = Store()
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = descriptors(os.getpid())
+    with pair[0], pair[1]:
+        socket.send_fds(pair[1], [said], [0] * (MOST_FDS + 1 if b"put" in said else 1))
+        with pytest.raises((OSError, KeyError, ValueError)):
+            store.hear(pair[0])
+        wait_until(lambda: descriptors(os.getpid()) == before, "it is closed", 5)
+    assert store.entries == {}
 
 
 def test_without_a_descriptor_to_look_with_nobody_is_taken_for_dead() -> None:

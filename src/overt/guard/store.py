@@ -72,6 +72,15 @@ class Store:
         data, fds, flags, _ = socket.recv_fds(worker, MESSAGE, MOST_FDS)
         if not data:
             return False
+        try:
+            self._obey(data, fds, flags)
+        except Exception:
+            for fd in fds:
+                self._closer.close("", fd)
+            raise
+        return True
+
+    def _obey(self, data: bytes, fds: Sequence[int], flags: int) -> None:
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             raise OSError("a message of the worker's was cut short")
         verb, name, value = json.loads(data)
@@ -81,7 +90,6 @@ class Store:
             self.set(name, value)
         else:
             self.drop(name)
-        return True
 
 
 class Keeper:
