@@ -173,6 +173,19 @@ def test_where_there_can_be_no_worker_there_is_one_later(guarded: Ground) -> Non
     assert guard.status()["generation"] == 2
 
 
+def test_a_container_that_comes_when_the_worker_has_hardly_room_is_guarded(guarded: Ground) -> None:
+    """By the next worker, if there is none for its listener."""
+    guard = guarded.guard
+    assert guard is not None
+    for room, worker in ((1, 1), (0, 2)):
+        said = len(guard.events("guarding"))
+        with no_room(guard.worker, but_for=room):
+            container = guarded.container(wait=False)
+            wait_until(lambda said=said: len(guard.events("guarding")) > said, "it is guarded")
+        assert container.new_syncfs() == 0
+        assert guard.status()["generation"] == worker
+
+
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     """One that does not run."""

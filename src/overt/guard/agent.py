@@ -111,7 +111,9 @@ class Agent:
     # Containers come and go
 
     def _from_supervisor(self, what: int) -> None:
-        data, fds, _, _ = socket.recv_fds(self.supervisor, MESSAGE, MOST_FDS)
+        data, fds, flags, _ = socket.recv_fds(self.supervisor, MESSAGE, MOST_FDS)
+        if flags & socket.MSG_CTRUNC:  # the next worker has the listener from its beginning
+            raise OSError(errno.EMFILE, "no descriptor left for a container's listener")
         if data:
             head, _, state = data.partition(b"\n")
             self.add(int(head), state, fds)
@@ -123,10 +125,10 @@ class Agent:
             self.loop.stop()
 
     def add(self, number: int, data: bytes, fds: list[int]) -> None:
-        """Take a container's listener; close what else came with it."""
+        """Take a container's listener out of `fds`; close what else came with it."""
         try:
             state = container.read(data, fds)
-            fd = os.dup(fds[state.listener])
+            fd = fds.pop(state.listener)
         except ValueError as error:
             self.events.say("container refused", why=str(error))
             self.keeper.drop(f"listener/{number}")
