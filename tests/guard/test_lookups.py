@@ -1,11 +1,16 @@
 """Finding out which mount a call is about, when somebody makes that as slow as it gets."""
 
+import contextlib
+import errno
+import itertools
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,3 +171,78 @@ def test_who_does_not_see_a_mount_hides_it_from_nobody_in_a_walk(tmp_path: Path)
             os.close(each)
         mounts.umount(str(tmp_path / "merged"))
         mounts.umount(str(tmp_path / "upper"))
+
+
+@pytest.mark.root
+def test_whoever_swaps_a_descriptor_while_its_mount_is_looked_for_has_no_mount_taken_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay(tmp_path)
+    both = [os.open(tmp_path / "merged", os.O_RDONLY), os.open(tmp_path, os.O_RDONLY)]
+    right = [Table().mount_of(place(each), [os.getpid()]) for each in both]
+    fd = os.dup(both[0])
+    real, turns = files.whereabouts, iter(both)
+
+    def asked(path: bytes, *mask: int) -> files.Whereabouts:
+        if path == place(fd):
+            os.dup2(next(turns, both[0]), fd)
+        return real(path, *mask)
+
+    monkeypatch.setattr(files, "whereabouts", asked)
+    questions: tuple[Callable[[Table], Any], ...] = (
+        lambda known: known.mount_of(place(fd), [os.getpid()]),
+        lambda known: known.device_of(place(fd), os.getpid(), table.Walk()),
+    )
+    try:
+        for ask, order in itertools.product(questions, itertools.product(both, repeat=4)):
+            known, turns = Table(), iter(order)
+            with contextlib.suppress(FileNotFoundError):
+                ask(known)
+            assert [known.mount_of(place(each), [os.getpid()]) for each in both] == right
+    finally:
+        for each in (fd, *both):
+            os.close(each)
+        mounts.umount(str(tmp_path / "merged"))  # and it is not busy
+
+
+def test_a_walk_holds_no_file_while_mounts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container can make that long, and let go of the file meanwhile."""
+    fd = os.open("/", os.O_RDONLY)
+    real, before, read = table._mountinfo, len(os.listdir("/proc/self/fd")), []
+
+    def mountinfo(pid: int) -> bytes:
+        read.append(len(os.listdir("/proc/self/fd")))
+        return real(pid)
+
+    monkeypatch.setattr(table, "_mountinfo", mountinfo)
+    try:
+        assert Table().device_of(place(fd), os.getpid(), table.Walk()) == os.fstat(fd).st_dev
+        assert read == [before] * 2
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_mount_that_there_is_no_descriptor_left_to_look_for_is_not_taken_for_nobodys(left: int) -> None:
+    fd = os.open("/", os.O_RDONLY)
+    known, free = Table(), os.dup(fd)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            known.mount_of(place(fd), [os.getpid()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(fd)
+
+
+def test_nor_is_one_where_the_last_descriptor_was_taken_before_the_mounts_were_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(pid: int) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(table, "_mountinfo", full)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        Table().mount_of(b"/proc/self/root", [os.getpid()])

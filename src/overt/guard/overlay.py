@@ -26,7 +26,7 @@ from overt.guard.records import Records
 from overt.guard.room import Room
 from overt.guard.slots import Notification
 from overt.guard.store import Entry, Keeper
-from overt.guard.table import Mounted, Table, Walk
+from overt.guard.table import FULL, Mounted, Table, Walk
 from overt.host.files import whereabouts
 from overt.host.marks import Marks
 from overt.ledger import Account, Description, UpperError
@@ -40,7 +40,6 @@ _CARRIED = ("mounted_at", "reached", "cursor", "told", "heard", "spared", "left_
 """what the next worker needs of an account"""
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EBADF)
 """a descriptor that is looked at was closed, or its process has ended"""
-_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _BEFORE = 0
 """the position of who was open before the first error that the cursor carries: it is told of any (errseq)"""
 _TOLD = "/told"
@@ -437,7 +436,7 @@ def _descriptors(overlays: dict[int, Overlay], table: Table, skip: set[int]) -> 
         try:
             overlay = overlays.get(table.device_of(place, tid, walk))
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise
             continue
         if overlay is not None:

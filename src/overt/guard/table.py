@@ -3,10 +3,13 @@
 The file may be of a FUSE filesystem whose server never answers, the container's own. So it is neither opened nor
 borrowed: fstatfs(2) would ask the server, and so would close(2). statx(2) with AT_STATX_DONT_SYNC, through
 /proc/TID/fd/N, asks nobody and gives the mount's id. That is remembered: an id belongs to one mount for ever. What the
-mount is, is in the mountinfo of the thread, or, after a chroot, in that of the container's first process.
+mount is, is in the mountinfo of the thread, or, after a chroot, in that of the container's first process. While that is
+looked for, an O_PATH descriptor of ours, for which nobody is asked either, is the file: another thread may put another
+one at N at any time, and the number of a mount in mountinfo is given away again when it has ended.
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -15,6 +18,8 @@ from typing import NamedTuple
 
 from overt.host import files
 
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""nothing more can be opened: this says nothing of what was to be"""
 _MOST = 1 << 16
 """mounts remembered; a container can make any number"""
 
@@ -52,8 +57,8 @@ class Walk:
     """What is remembered while the descriptors of many processes are asked about, one process after another."""
 
     def __init__(self) -> None:
-        self.nowhere: dict[tuple[int, int], int] = {}
-        """st_dev of files on mounts that a thread does not see, by its id and the mount's; others may see them"""
+        self.nowhere: set[tuple[int, int]] = set()
+        """mounts that a thread does not see, by its id and the mount's; others may see them"""
         self._tid = 0
         self._text = b""
 
@@ -90,19 +95,18 @@ class Table:
         """The mount that the descriptor `place` is on, remembered or looked for in what `pids` see.
 
         Where none of them sees it (a pipe; a detached mount), the file's st_dev. It takes the longer the more mounts
-        they see. OSError as above.
+        they see. OSError as above, and what opening a descriptor raises.
         """
-        try:
-            where = files.whereabouts(place)
-        except PermissionError:
-            return _shown(place, _mountinfos(pids))
-        found = self._remembered(where)
-        if found is not None:
-            return found
-        for text in _mountinfos(pids):
-            if self._learn(where.mount, place, text):
-                return self._known[where.mount]
-        return where.device
+        with contextlib.suppress(Unknown):
+            return self.known(place)
+        with _pinned(place) as ours:
+            found = _shown(ours, _mountinfos(pids))
+            if isinstance(found, int):
+                return found
+            try:
+                return self._remember(files.whereabouts(ours).mount, found)
+            except PermissionError:
+                return found
 
     def _remembered(self, where: files.Whereabouts) -> Mounted | int | None:
         found = self._known.get(where.mount)
@@ -110,19 +114,11 @@ class Table:
             return where.device
         return found
 
-    def _learn(self, mount: int, place: bytes, text: bytes) -> bool:
-        """Remember which mount in a mountinfo the one with this id is; False if it is none of them.
-
-        The mountinfo was read after the mount was seen.
-        """
-        found = _line(text, files.whereabouts(place, files.STATX_MNT_ID).mount)
-        # A number in mountinfo is given away again: was it this mount's all the time?
-        if found is None or files.whereabouts(place).mount != mount:
-            return False
+    def _remember(self, mount: int, found: Mounted) -> Mounted:
         if len(self._known) >= _MOST:
             self._known.clear()
-        self._known[mount] = found._replace(id=mount)
-        return True
+        found = self._known[mount] = found._replace(id=mount)
+        return found
 
     def device_of(self, place: bytes, tid: int, walk: "Walk | None" = None) -> int:
         """The superblock's number, or st_dev where thread `tid` does not see the mount. `walk`: for many questions."""
@@ -131,18 +127,20 @@ class Table:
         try:
             where = files.whereabouts(place)
         except PermissionError:
-            return _device(_shown(place, (walk.mountinfo(tid),)))
+            text = walk.mountinfo(tid)
+            with _pinned(place) as ours:
+                return _device(_shown(ours, (text,)))
         found = self._remembered(where)
-        if found is not None:
-            return _device(found)
         at = tid, where.mount
-        if at not in walk.nowhere:
+        if found is None and at not in walk.nowhere:
+            seen = _line(walk.mountinfo(tid), _number(place, where.mount))
             # What it saw then may have another mount with that number: not that is remembered, but what it sees now.
-            seen = _line(walk.mountinfo(tid), files.whereabouts(place, files.STATX_MNT_ID).mount) is not None
-            if seen and self._learn(where.mount, place, _mountinfo(tid)):
-                return self._known[where.mount].device
-            walk.nowhere[at] = where.device
-        return walk.nowhere[at]
+            seen = seen and _line(_mountinfo(tid), _number(place, where.mount))
+            if seen is None:
+                walk.nowhere.add(at)
+            else:
+                found = self._remember(where.mount, seen)
+        return where.device if found is None else _device(found)
 
     def is_on(self, device: int, tid: int, place: bytes) -> bool:
         """Whether the descriptor is of this superblock, as thread `tid` sees it."""
@@ -162,6 +160,28 @@ def _internal() -> set[int]:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def _pinned(place: bytes) -> Iterator[bytes]:
+    """A path of the file at `place` that is of this file, and its mount alive, whatever comes to be at `place`."""
+    fd = os.open(place, os.O_PATH)
+    try:
+        yield b"/proc/self/fd/%d" % fd
+    finally:
+        os.close(fd)
+
+
+def _number(place: bytes, mount: int) -> int:
+    """What mountinfo knows a mount by, on which the file at `place` was seen. FileNotFoundError if another is there.
+
+    It was the mount's since then. The file is held for no longer than this takes, and not while mountinfo is read:
+    whoever lets go of a file last, of a mount that was detached, may wait for its filesystem.
+    """
+    with _pinned(place) as ours:
+        if files.whereabouts(ours).mount != mount:
+            raise FileNotFoundError(errno.ENOENT, "another file is there now", os.fsdecode(place))
+        return files.whereabouts(ours, files.STATX_MNT_ID).mount
+
+
 def _device(found: Mounted | int) -> int:
     return found if isinstance(found, int) else found.device
 
@@ -173,8 +193,13 @@ def _mountinfo(pid: int) -> bytes:
 
 def _mountinfos(pids: Iterable[int]) -> Iterator[bytes]:
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
-            yield _mountinfo(pid)
+        try:
+            text = _mountinfo(pid)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            continue  # it has ended
+        yield text
 
 
 def _line(text: bytes, number: int) -> Mounted | None:
@@ -201,23 +226,16 @@ def _parse(line: bytes) -> tuple[int, Mounted]:
     )
 
 
-def _shown(place: bytes, mountinfos: Iterable[bytes]) -> Mounted | int:
-    """The mount of a file that statx(2) is not allowed to ask about, as fdinfo shows it; else its superblock's number.
+def _shown(ours: bytes, mountinfos: Iterable[bytes]) -> Mounted | int:
+    """The mount of a file that is pinned, by the number that fdinfo shows, else the file's st_dev.
 
-    So is a FUSE filesystem of another user's (fs/fuse/dir.c, fuse_getattr; nothing is refused if nothing is asked for),
-    and an overlay that has its upper there.
+    So it is found where statx(2) is not allowed to ask about the file, too: on a FUSE filesystem of another user's
+    (fs/fuse/dir.c, fuse_getattr; nothing is refused if nothing is asked for), and an overlay that has its upper there.
     """
-    number = _shown_number(place)
-    for text in mountinfos:
-        found = _line(text, number)
-        if found is not None and _shown_number(place) == number:
-            return found
-    return files.whereabouts(place, 0).device
-
-
-def _shown_number(place: bytes) -> int:
-    with open(place.replace(b"/fd/", b"/fdinfo/"), "rb") as info:
-        return next(int(line.split()[1]) for line in info if line.startswith(b"mnt_id:"))
+    with open(ours.replace(b"/fd/", b"/fdinfo/"), "rb") as info:
+        number = next(int(line.split()[1]) for line in info if line.startswith(b"mnt_id:"))
+    found = next(filter(None, (_line(text, number) for text in mountinfos)), None)
+    return files.whereabouts(ours, 0).device if found is None else found
 
 
 def _unescape(path: bytes) -> bytes:
