@@ -47,9 +47,6 @@ _TOLD = "/told"
 _numbers = itertools.count(1)
 
 
-WALKED = 0.0
-
-
 class Ended(Exception):
     """The superblock of an overlay has ended, or the last container that had it."""
 
@@ -379,8 +376,6 @@ def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -
                 missed[overlay] = why
     except OSError as error:
         missed = dict.fromkeys(overlays.values(), error.strerror or "not all was looked at")
-    global WALKED
-    WALKED = time.monotonic()
     for overlay in overlays.values():
         with overlay.lock:
             if overlay.account is not None:
