@@ -19,7 +19,9 @@ The rules that live here and nowhere else (the numbers are those of the contract
 
 A `Description` is an open file description: what dup(2), fork(2) and SCM_RIGHTS share. For overt's own mounts the
 kernel keeps them, because the overlay's superblock carries the propagated errors (`owed`, `propagated`); the guard and
-the model, which have no superblock to write to, keep them here (`open`, `syncfs`).
+the model, which have no superblock to write to, keep them here (`open`, `syncfs`). The guard does not see who opens, so
+that it has to look who is open before it propagates an error, and just that one: another may be recorded at any time
+(`sample`, `advance`).
 
 Numbers are for ever and entries are not: a disk that fails for ever makes no end of them. Which errors an overlay has
 been told of is a matter of numbers, and all that it can still owe is the newest, so that only the newest are kept.
@@ -127,6 +129,10 @@ class Account:
     def open(self) -> Description:
         """A new open file description of this overlay."""
         self._settle()
+        return self.sample()
+
+    def sample(self) -> Description:
+        """The same, by the errors that were propagated."""
         return Description(errseq.sample(self.cursor))
 
     def syncfs(self, description: Description) -> int:
@@ -134,6 +140,10 @@ class Account:
         if self.volatile:
             return self.tell(self.sticky())
         self._settle()
+        return self.advance(description)
+
+    def advance(self, description: Description) -> int:
+        """The same of an ordinary overlay, by the errors that were propagated."""
         code, self.cursor, description.since = errseq.check_and_advance(self.cursor, description.since)
         return self.tell(code)
 

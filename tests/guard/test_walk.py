@@ -154,24 +154,55 @@ def test_after_a_walk_that_was_broken_off_not_all_are_known_and_none_is_let_go(m
     os.close(known.held.take(0)[0])
 
 
-def test_who_swaps_its_file_as_soon_as_it_is_told_has_not_had_the_other_told(tmp_path: Path) -> None:
-    """While not all are known: what is remembered as told is what was told."""
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[overlay.Overlay]:
+    """One that is mounted, with an account in a ledger that has nothing to do with its upper."""
     mount(tmp_path)
-    one, other = (os.open(tmp_path / "merged" / name, os.O_RDWR | os.O_CREAT) for name in ("one", "other"))
-    again = os.dup(one)
-    own = os.getpid()
-    mounted = Table().mount_of(b"/proc/self/fd/%d" % one, (own,))
+    mounted = Table().mount_of(os.fsencode(tmp_path / "merged"), (os.getpid(),))
     assert isinstance(mounted, Mounted)
     unused: Any = None
     keeper: Any = SimpleNamespace(put=lambda *_: None, drop=lambda _: None)
     each = overlay.Overlay(mounted, overlay.Resources(keeper, unused, unused, unused), "c")
-    ledger = Ledger()
-    each.account = ledger.open_account("overlay")
+    each.account = Ledger().open_account("overlay")
     each.mounts.add(mounted.id)
     each.save = lambda: None  # type: ignore[method-assign]
-    ledger.record(errno.EIO, 0.0, "probe")
-    each.account.open()
-    each.incomplete = True
+    yield each
+    while each.held.entries:
+        os.close(each.held.take(0)[0])
+    mounts.umount(str(tmp_path / "merged"), mounts.MNT_DETACH)
+
+
+def open_in(each: overlay.Overlay, name: str) -> int:
+    return os.open(os.path.join(os.fsdecode(each.mounted.point), name), os.O_RDWR | os.O_CREAT)
+
+
+def fail(each: overlay.Overlay) -> None:
+    assert each.account is not None
+    each.account.ledger.record(errno.EIO, 0.0, "probe")
+
+
+def hold(each: overlay.Overlay) -> None:
+    skip = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}
+    assert overlay.hold_open_ones({each.device: each}, Table(), skip) == {}
+
+
+def answers(each: overlay.Overlay, fds: list[int]) -> list[int]:
+    told: list[int] = []
+    for fd in fds:
+        while not each.judge(os.getpid(), fd, None, lambda code: told.append(code) is None):
+            hold(each)
+    return told
+
+
+def test_who_swaps_its_file_as_soon_as_it_is_told_has_not_had_the_other_told(real: overlay.Overlay) -> None:
+    """While not all are known: what is remembered as told is what was told."""
+    one, other = (open_in(real, name) for name in ("one", "other"))
+    again = os.dup(one)
+    own = os.getpid()
+    fail(real)
+    assert real.account is not None
+    real.account.open()
+    real.incomplete = True
     told: list[int] = []
 
     def swap(code: int) -> bool:
@@ -179,20 +210,59 @@ def test_who_swaps_its_file_as_soon_as_it_is_told_has_not_had_the_other_told(tmp
         told.append(code)
         return True
 
-    def say(code: int) -> bool:
-        told.append(code)
-        return True
-
     try:
-        each.judge(own, one, None, swap)
-        for fd in (other, again):
-            each.judge(own, fd, None, say)
-        assert told == [errno.EIO, errno.EIO, 0]
-        assert [each.held.find(own, fd)[1] for fd in (other, again)] == [True, True]
+        real.judge(own, one, None, swap)
+        assert told + answers(real, [other, again]) == [errno.EIO, errno.EIO, 0]
+        assert [real.held.find(own, fd)[1] for fd in (other, again)] == [True, True]
     finally:
         for fd in (one, other, again):
             os.close(fd)
-        mounts.umount(str(tmp_path / "merged"), mounts.MNT_DETACH)
+
+
+def test_who_opens_after_the_walk_has_passed_is_told_of_what_fails_before_it_ends(
+    real: overlay.Overlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [open_in(real, "early")]
+    walk = descriptions.walk
+
+    def slow(skip: set[int]) -> Iterator[tuple[int, int, bytes]]:
+        yield from walk(skip)
+        fds.append(open_in(real, "late"))
+        fail(real)
+
+    fail(real)
+    try:
+        with monkeypatch.context() as during:
+            during.setattr(descriptions, "walk", slow)
+            hold(real)
+        assert [answers(real, fds) for _ in range(2)] == [[errno.EIO] * 2, [0] * 2]
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("asks", ["early", "late"])
+def test_who_opens_while_another_is_answered_is_told_of_what_fails_meanwhile(
+    real: overlay.Overlay, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    fds = {"early": open_in(real, "early")}
+    fail(real)
+    hold(real)
+    fds["late"] = open_in(real, "late")
+
+    def find(tid: int, fd: int) -> tuple[int, bool]:
+        fds["latest"] = open_in(real, "latest")
+        fail(real)
+        return Held.find(real.held, tid, fd)
+
+    try:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(real.held, "find", find)
+            assert answers(real, [fds[asks]]) == [errno.EIO]
+        assert [answers(real, list(fds.values())) for _ in range(2)] == [[errno.EIO] * 3, [0] * 3]
+    finally:
+        for fd in fds.values():
+            os.close(fd)
 
 
 def test_an_overlay_that_goes_while_a_walk_begins_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

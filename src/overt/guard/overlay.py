@@ -308,7 +308,7 @@ class Overlay:
             at, held = self._find(tid, fd)
             description = self.held.entries[at][1] if held else self._not_held(account)
             before = (account.cursor, account.told, account.heard, description.since)
-            code = account.syncfs(description)
+            code = account.advance(description)
             # Before it is told: as soon as it is, the caller may have another file at that number.
             ours = self._borrow(tid, fd) if code and self.incomplete and not held else -1
             sent = False
@@ -332,7 +332,7 @@ class Overlay:
 
     def _not_held(self, account: Account) -> Description:
         """The position of a description that is not held: it came later. If that is not known, it is owed an error."""
-        return Description(_BEFORE) if self.incomplete else account.open()
+        return Description(_BEFORE) if self.incomplete else account.sample()
 
     def _borrow(self, tid: int, fd: int) -> int:
         """A duplicate of a description that is about to be told, to be held then: who is not held is told again.
@@ -369,6 +369,8 @@ def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -
     `skip`: processes that need no look. Returns those of which not all could be held, with the reason.
     """
     missed: dict[Overlay, str] = {}
+    accounts = [(each, each.account) for each in overlays.values()]  # `retire` takes it away meanwhile
+    owed = {each: account.owed() for each, account in accounts if account is not None}
     try:
         for overlay, tid, fd in _descriptors(overlays, table, skip):
             why = _hold(overlay, tid, fd, table)
@@ -376,11 +378,12 @@ def hold_open_ones(overlays: dict[int, Overlay], table: Table, skip: set[int]) -
                 missed[overlay] = why
     except OSError as error:
         missed = dict.fromkeys(overlays.values(), error.strerror or "not all was looked at")
-    for overlay in overlays.values():
+    for overlay, newest in owed.items():
         with overlay.lock:
             if overlay.account is not None:
                 overlay.incomplete |= overlay in missed
-                overlay.account.open()  # settles: the walk is not repeated for this error
+                if newest is not None:  # not one that was recorded meanwhile: it has a walk of its own
+                    overlay.account.propagated(newest)
                 overlay.save()
     return missed
 
