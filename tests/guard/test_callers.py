@@ -171,3 +171,18 @@ def test_an_overlay_that_goes_while_an_error_is_settled_is_no_crash() -> None:
     seen: list[list[int]] = []
     Agent._settle(agent, upper)
     assert seen == [[7]]
+
+
+@pytest.mark.parametrize(("code", "said"), [(errno.EMFILE, ["Too many open files"]), (errno.ESRCH, [])])
+def test_a_container_at_which_nobody_could_look_is_spoken_of_and_one_that_has_ended_is_not(
+    code: int, said: list[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    events: list[str] = []
+    agent: Any = SimpleNamespace(
+        table=SimpleNamespace(mount_of=fail), events=SimpleNamespace(say=lambda _, why, **__: events.append(why))
+    )
+    opening.look_around(agent, Stand().container(1))
+    assert [why.partition("] ")[2] for why in events] == said

@@ -44,8 +44,10 @@ def look_around(agent: "Agent", guarded: Container) -> None:
     try:
         agent.table.mount_of(b"/proc/%d/root" % pid, (pid,))  # while it is seen: it may chroot
         mounts = [each for each in table.read(pid).values() if each.lies]
-    except OSError:  # it has ended already
-        return
+    except OSError as error:
+        if error.errno in table.FULL:
+            agent.events.say("not guarded", container=guarded.state.id, why=str(error))
+        return  # else it has ended already
     for device in {each.device for each in mounts}:
         same = [each for each in mounts if each.device == device]
         try:
