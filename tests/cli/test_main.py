@@ -137,4 +137,15 @@ def test_an_error_on_stdout_is_told_too() -> None:
         done = overt_command("--help", stdout=full)
     finally:
         os.close(full)
-    assert (done.returncode, done.stderr) == (1, "overt: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "overt: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["judge", "--list", "--systems", "plain"]])
+def test_who_has_stopped_reading_is_told_nothing(args: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = overt_command(*args, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

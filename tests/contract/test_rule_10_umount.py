@@ -195,12 +195,15 @@ def test_a_server_that_ends_unmounts_what_was_moved(servers: Servers) -> None:
 
 
 def test_who_cannot_print_the_record_has_unmounted(ext4: Scene) -> None:
-    overlay = ext4.overlay()
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            overt_command("umount", str(overlay.target)), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30,
-            check=False,
-        )  # fmt: skip
-    ext4.overlays.remove(overlay)
-    said = f"overt: {overlay.target}: unmounted; standard output: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    reading, unread = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") as full, open(unread, "w") as pipe:
+        for out, why in ((full, "No space left on device"), (pipe, "Broken pipe")):
+            overlay = ext4.overlay()
+            done = subprocess.run(
+                overt_command("umount", str(overlay.target)), stdout=out, stderr=subprocess.PIPE, text=True,
+                timeout=30, check=False,
+            )  # fmt: skip
+            ext4.overlays.remove(overlay)
+            said = f"overt: {overlay.target}: unmounted; standard output: {why}\n"
+            assert (done.returncode, done.stderr) == (1, said)

@@ -60,7 +60,7 @@ def test_a_standard_output_that_is_full_does_not_leave_half_of_it_installed(tmp_
     (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2",  "linux": {}}')
     with open("/dev/full", "w") as full:
         done = overt_guard("install", "bundle", str(tmp_path), "--socket", "/run/g", stdout=full)
-    assert (done.returncode, done.stderr) == (1, "overt: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "overt: standard output: No space left on device\n")
     assert install.into_bundle(tmp_path, "/run/g") == []
 
 

@@ -9,6 +9,7 @@ stderr that begins with ``overt``: a mistake in the command line (click's UsageE
 ClickException or an OSError that nobody below could handle is 1. Other exceptions are bugs and keep their traceback.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -19,7 +20,7 @@ import click
 import click.shell_completion
 
 from overt import __version__
-from overt.cli.report import INTERRUPTED, complain, describe, hold_standard_descriptors, interruptible
+from overt.cli.report import INTERRUPTED, OutputError, complain, describe, hold_standard_descriptors, interruptible
 
 COMMANDS = {
     "mount": "Mount an overlay.",
@@ -89,7 +90,8 @@ def run(args: Sequence[str]) -> int:
     except click.Abort:
         return INTERRUPTED
     except OSError as error:
-        complain("overt", describe(error))
+        if not isinstance(error, OutputError) or error.errno != errno.EPIPE:  # who has stopped reading needs no word
+            complain("overt", describe(error))
         return 1
     return int(status or 0)
 
