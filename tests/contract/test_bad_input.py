@@ -78,10 +78,11 @@ def mounted(kind: str, place: Path, source: str = "none") -> Iterator[Path]:
         mounts.umount(str(place))
 
 
-@pytest.mark.parametrize("which", ["lowerdir", "upperdir", "workdir"])
+@pytest.mark.parametrize("which", ["lowerdir", "datadir+", "upperdir", "workdir"])
 def test_a_missing_directory(ground: Ground, which: str) -> None:
     missing = ground.scene.root / "missing"
-    ground.refused(f"{which} {missing}: No such file or directory", ground.using(**{which: missing}))
+    what = {"datadir+": "data layer"}.get(which, which)
+    ground.refused(f"{what} {missing}: No such file or directory", ground.using(**{which: missing}))
 
 
 def test_a_missing_or_unfit_mount_point(ground: Ground) -> None:
@@ -162,7 +163,7 @@ def test_layers_that_overlap(ground: Ground) -> None:
     inside = upper / "inside"
     ground.refused("are the same directory", ground.using(upperdir=ground.lower))
     ground.refused("are the same directory", ground.using(workdir=upper))
-    ground.refused("twice", ground.using(lowerdir=f"{ground.lower}:{ground.lower}"))
+    ground.refused(f"the layer {ground.lower} is named twice", ground.using(lowerdir=f"{ground.lower}:{ground.lower}"))
     for which in ("lowerdir", "workdir"):
         inside.mkdir()
         before = ground.using(**{which: inside})

@@ -55,10 +55,13 @@ def open_layers(options: Options) -> Layers:
     """Open what `options` names; raise `Refusal`."""
     if not process.is_capable("sys_admin"):
         raise Refusal("mounting is not permitted: it needs root (CAP_SYS_ADMIN), or a user namespace (unshare -Urm)")
-    below = (*options.lower, *options.data)
-    paths = {f"lowerdir {path}": path for path in below}
-    if len(paths) < len(below):
-        raise Refusal("lowerdir= names the same directory twice")
+    named = (*options.lower, *options.data)
+    if len(set(named)) < len(named):
+        twice = next(path for path in named if named.count(path) > 1)
+        raise Refusal(f"the layer {twice} is named twice")
+    below = {f"lowerdir {path}": path for path in options.lower}
+    below |= {f"data layer {path}": path for path in options.data}
+    paths = dict(below)
     if options.upper is not None and options.work is not None:
         paths |= {f"upperdir {options.upper}": options.upper, f"workdir {options.work}": options.work}
     for what, path in paths.items():
@@ -71,12 +74,12 @@ def open_layers(options: Options) -> Layers:
         if options.upper is not None and options.work is not None:
             result = _open_upper(options.upper, options.work, real, prefix, access_times(options))
             prepare_work(result.work, options.work)
-        for index, path in enumerate(below, UPPER + 1):
+        for index, (what, path) in enumerate(below.items(), UPPER + 1):
             kind = result.layers if index <= len(options.lower) else result.data
             try:
                 kind.append(Layer(index, _clone_lower(path), prefix))
             except OSError as error:
-                raise Refusal(f"lowerdir {path}: {error.strerror}") from None
+                raise Refusal(f"{what}: {error.strerror}") from None
         return result
     except (Refusal, OSError):
         if result.work >= 0:
