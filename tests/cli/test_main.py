@@ -49,7 +49,7 @@ def test_help_lists_every_subcommand_and_imports_none() -> None:
     *page, modules = done.stdout.splitlines()
     for name, line in cli.COMMANDS.items():
         assert any(row.split() == [name, *line.split()] for row in page)
-    assert set(modules.split()) == {"overt", "overt.cli", "overt.cli.main", "overt.cli.report"}
+    assert set(modules.split()) == {"overt", "overt.cli", "overt.cli.main", "overt.cli.report", "overt.printable"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,7 @@ def test_bad_usage_of_a_subcommand_names_it(
     [
         (PermissionError(errno.EPERM, os.strerror(errno.EPERM), "/mnt"), "overt: Operation not permitted: /mnt\n"),
         (OSError(errno.EXDEV, os.strerror(errno.EXDEV), "a", None, b"b"), "overt: Invalid cross-device link: a -> b\n"),
+        (OSError(errno.EIO, os.strerror(errno.EIO), b"/\xff\x1b"), "overt: Input/output error: /\\xff\\x1b\n"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), "overt: Input/output error\n"),
         (OSError("the server has gone"), "overt: the server has gone\n"),
         (BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), "/run/overt"), "overt: Broken pipe: /run/overt\n"),

@@ -4,15 +4,16 @@ import click
 from click.core import ParameterSource
 
 from overt.cli.background import in_background, in_foreground
+from overt.cli.report import complain
 from overt.overlay.options import OptionError, parse
 from overt.server.client import Client, ServerError
 
 _OPTIONS_HELP = (
-    "Comma-separated, as for mount(8): lowerdir=A:B, upperdir=, workdir=, ro, volatile, fsync=auto|strict|volatile, "
-    "unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, index=on|off, whiteouts=overlay|oci, "
-    "nopassthrough, userxattr, nosuid, nodev, noexec, nosymfollow, noatime, nodiratime, strictatime; uidmapping=, "
-    "gidmapping=, squash_to_root, squash_to_uid=, squash_to_gid=, static_nlink, noacl, noxattrs=1, timeout=, context= "
-    "as for fuse-overlayfs."
+    "Comma-separated, as for mount(8): lowerdir=A:B, lowerdir+=, datadir+=, upperdir=, workdir=, ro, volatile, "
+    "fsync=auto|strict|volatile, unseen=record|refuse, redirect_dir=on|follow|nofollow|off, metacopy=on|off, "
+    "index=on|off, whiteouts=overlay|oci, xino=on|auto|off, nopassthrough, userxattr, nosuid, nodev, noexec, "
+    "nosymfollow, noatime, nodiratime, strictatime; uidmapping=, gidmapping=, squash_to_root, squash_to_uid=, "
+    "squash_to_gid=, static_nlink, noacl, noxattrs=1, timeout=, context= as for fuse-overlayfs."
 )
 
 
@@ -44,12 +45,12 @@ def command(options: tuple[str, ...], target: str, *, foreground: bool, server: 
             with Client(server) as client:
                 notices = client.mount(target, text)
             for line in notices:
-                click.echo(f"overt: {target}: {line}", err=True)
+                complain(f"overt: {target}", line)
             return 0
     except OptionError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
     except ServerError as error:
-        click.echo(f"overt: {error}", err=True)
+        complain("overt", str(error))
         return error.status
     if foreground:
         return in_foreground(parsed, target)

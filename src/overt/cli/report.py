@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from overt.printable import printable
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -62,8 +64,8 @@ def hold_standard_descriptors() -> None:
 
 
 def complain(who: str, what: str) -> None:
-    """Print one line on stderr; WHAT may have been laid out on several."""
-    print(f"{who}: {' '.join(what.split())}", file=sys.stderr)
+    """Print one line on stderr; WHAT may have been laid out on several, and name what others have named."""
+    print(printable(f"{who}: {' '.join(what.split())}"), file=sys.stderr)
 
 
 def describe(error: OSError) -> str:
