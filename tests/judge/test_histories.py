@@ -49,10 +49,14 @@ def test_mounts_of_both_kinds_are_left_out_aloud(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "no json", '{"verdicts": ["abc"]}', '{"verdicts": [{"history": [{"who": 1}]}]}']
-)
-def test_what_is_no_such_file_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
+    ("text", "why"),
+    [
+        ("[]", ""), ("{}", "it has no verdicts"), ("no json", ""), ('{"verdicts": ["abc"]}', ""),
+        ('{"verdicts": [{"history": [{"who": 1}]}]}', "it has no use_case"),
+    ],
+)  # fmt: skip
+def test_what_is_no_such_file_is_refused_with_its_name(text: str, why: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"other\.json: no output of overt prove"):
+    with pytest.raises(ValueError, match=rf"other\.json: not the output of overt prove --json: {why}"):
         histories.read(path)

@@ -68,6 +68,10 @@ def test_progress_is_shown_on_a_terminal_only() -> None:
         os.close(theirs)
 
 
+def test_a_bound_is_said_in_words() -> None:
+    assert str(Bound(1, 2, 1)) == "1 overlay and a host, 2 fds each, 1 error"
+
+
 def test_every_design_names_its_source() -> None:
     for design in DESIGNS.values():
         assert design.source

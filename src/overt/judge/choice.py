@@ -22,10 +22,14 @@ def choose(files: Sequence[Path], only: Sequence[str], containers: int | None) -
         if count > 1:
             raise ValueError(f"there are {count} scenarios {name!r}: a scenario has its file's name")
     for word in only:
-        if not any(word in (one.id, one.case) for one in found):
+        if not any(_is_named(one, word) for one in found):
             raise ValueError(f"there is no scenario {word!r}: --list shows them")
-    chosen = [one for one in found if not only or {one.id, one.case} & set(only)]
+    chosen = [one for one in found if not only or any(_is_named(one, word) for word in only)]
     return [one.with_containers(containers) for one in chosen] if containers else chosen
+
+
+def _is_named(one: Scenario, word: str) -> bool:
+    return word.lower() in (one.id.lower(), one.case.lower())
 
 
 def _from_file(path: Path) -> list[Scenario]:
@@ -46,10 +50,17 @@ def choose_systems(names: Sequence[str], commands: Sequence[str], volatiles: Seq
     for name in names:
         if name not in known:
             raise ValueError(f"there is no system {name!r}: there are {', '.join(known)}")
-    given = [from_command(line, "ordinary") for line in commands]
-    given += [from_command(line, "volatile") for line in volatiles]
+    given = [_given("--system", line, "ordinary") for line in commands]
+    given += [_given("--volatile-system", line, "volatile") for line in volatiles]
     _tell_apart(given)
     return [system for system in SYSTEMS if not names or system.name in names] + given
+
+
+def _given(option: str, line: str, kind: str) -> System:
+    try:
+        return from_command(line, kind)
+    except ValueError as error:
+        raise ValueError(f"{option} {line!r}: {error}") from None
 
 
 def _tell_apart(given: Sequence[System]) -> None:

@@ -36,7 +36,8 @@ def read(path: Path) -> tuple[list[Scenario], list[str]]:
             else:
                 left_out.append(f"{name}: mounts of both kinds, or none")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no output of overt prove --json: {error}") from None
+        why = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not the output of overt prove --json: {why}") from None
     return found, left_out
 
 

@@ -26,7 +26,12 @@ class Bound(NamedTuple):
         return any(mine < least for mine, least in zip(self, other, strict=True))
 
     def __str__(self) -> str:
-        return f"{self.overlays} overlays and a host, {self.fds} fds each, {self.errors} errors"
+        overlays, fds, errors = map(_count, self, ("overlay", "fd", "error"))
+        return f"{overlays} and a host, {fds} each, {errors}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 DEFAULT, DEEP = Bound(), Bound(3, 3, 3)
