@@ -36,7 +36,9 @@ class Control:
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._answered = threading.Condition()
         self.path = path
-        if (path.is_symlink() or path.exists()) and (not path.is_socket() or answers(path)):
+        if (path.is_symlink() or path.exists()) and not path.is_socket():
+            raise FileExistsError(errno.EEXIST, "there is a file that is not a socket", os.fspath(path))
+        if answers(path):
             raise FileExistsError(errno.EEXIST, "in use: name a socket that no server has", os.fspath(path))
         unready = path.with_name(path.name + ".unready")
         unready.unlink(missing_ok=True)
