@@ -91,7 +91,9 @@ def test_what_was_changed_in_a_bundle_meanwhile_is_kept(tmp_path: Path) -> None:
         ('{"ociVersion": "1"}', "no `linux`"),
         ('{"ociVersion": "1", "linux": {"seccomp": {}}}', r"linux\.seccomp: .*no defaultAction"),
         ("[" * 100000, "nested too deeply"),
-        ("5", "not an object"),
+        ("5", "not a bundle's config.json: not an object"),
+        ("{", "not a bundle's config.json: "),
+        ("{}", "not a bundle's config.json: no ociVersion"),
     ],
 )
 def test_a_bundle_that_has_no_place_for_a_profile_is_refused(tmp_path: Path, text: str, why: str) -> None:
@@ -477,6 +479,7 @@ def test_the_engine_to_check_is_the_one_with_the_guard(
         (("uninstall", "bundle", "/", "--directory", "/etc"), "--directory is not for bundle"),
         (("install", "dokcer"), "Invalid value for 'ENGINE'"),
         (("install", "bundle", "/no-such"), "Invalid value for 'BUNDLE'"),
+        (("install", "docker", "--directory", "/no-such"), "Invalid value for '--directory'"),
         ((), "Missing command"),
     ],
 )

@@ -112,7 +112,7 @@ def test_other_commands_leave_the_bundle_alone(tmp_path: Path) -> None:
     ("config", "why"),
     [
         (None, "No such file or directory"),
-        ("no", "not a seccomp profile"),
+        ("no", "not a bundle's config.json"),
         ({"architectures": ["SCMP_ARCH_X86_64"]}, "SCMP_ARCH_X86, SCMP_ARCH_X32 would be killed"),
         ({"listenerPath": "/other"}, "its calls are notified to another agent: /other"),
         ({"syscalls": [5]}, "syscalls is not a list of objects"),

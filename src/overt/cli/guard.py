@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ _ENGINES = {"podman": "/etc/containers", "docker": "/etc/docker", "containerd": 
 _ENGINE = click.argument("engine", type=click.Choice(list(_ENGINES)))
 _BUNDLE = click.argument("bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), required=False)
 _DIRECTORY = click.option(
-    "--directory", metavar="DIR", type=click.Path(path_type=Path),
+    "--directory", metavar="DIR", type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="Where the engine's configuration is (default: /etc/containers, /etc/docker, /etc/containerd).",
 )  # fmt: skip
 _RELOAD, _RESTART = "systemctl reload docker", "systemctl restart containerd"
@@ -118,30 +119,37 @@ def status(socket_path: str | None, *, as_json: bool) -> None:
                 click.echo(f"      {printable(what)}")
 
 
+def read_address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``."""
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise click.BadParameter(f"no address and port: {value}")
+    return host, int(port)
+
+
 @command.command()
 @_SOCKET
-@click.option("--listen", metavar="ADDRESS:PORT", help="Answer HTTP there.")
+@click.option("--listen", metavar="ADDRESS:PORT", callback=read_address, help="Answer HTTP there.")
 @click.option(
     "--textfile", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
     help="Write this file every 15 seconds, for the textfile collector of Prometheus's node exporter.",
 )  # fmt: skip
-def metrics(socket_path: str | None, listen: str | None, textfile: Path | None) -> None:
+def metrics(socket_path: str | None, listen: tuple[str, int] | None, textfile: Path | None) -> None:
     """Tell Prometheus what the guard does: errors, calls and how long they took, containers.
 
     Without an option, print that once; a guard that does not answer is a metric, overt_guard_up 0, and no failure.
     """
+    if listen is not None and textfile is not None:
+        raise click.UsageError("--listen or --textfile, and not both: one process does one of them")
     try:
         from overt.guard import exporter
     except ModuleNotFoundError as error:
         raise click.ClickException(f"not installed: {error.name} (Debian: python3-prometheus-client)") from None
     path = _path(socket_path)
-    if listen is not None and textfile is not None:
-        raise click.UsageError("--listen or --textfile, and not both: one process does one of them")
     if listen is not None:
-        try:
-            exporter.serve(path, listen)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        exporter.serve(path, *listen)
     elif textfile is not None:
         exporter.write(path, textfile)
     else:
@@ -279,6 +287,8 @@ def check(engine: str | None, socket_path: str | None, runtime: str | None, *, a
             click.echo(f"{ {True: 'yes', False: 'NO', None: '?'}[step.ok]:4}{step.name}: {step.why}")
         found = {True: "protected", False: "NOT PROTECTED", None: "could not be found out"}[report.protected]
         click.echo(f"{engine}: {found}")
+        if not report.steps[0].ok:
+            click.echo("start a guard: overt guard run, or systemctl start overt-guard")
     return {True: 0, False: 1, None: _UNKNOWN}[report.protected]
 
 

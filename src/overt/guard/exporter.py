@@ -28,22 +28,19 @@ def text(socket: Path) -> str:
     return bytes(prometheus_client.generate_latest(registry(socket))).decode()
 
 
-def serve(socket: Path, address: str) -> None:
-    """Answer HTTP on `address` until SIGTERM or SIGINT. ValueError, OSError.
+def serve(socket: Path, host: str, port: int) -> None:
+    """Answer HTTP until SIGTERM or SIGINT. OSError.
 
-    `address`: HOST:PORT, [::1]:PORT, or :PORT, which is all addresses, of IPv6 as well where the machine has it.
+    `host`: empty for all addresses, of IPv6 as well where the machine has it.
     """
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"no address and port: {address}")
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     made = registry(socket)
     try:
-        if host or not _everywhere(int(port), made):
-            prometheus_client.start_http_server(int(port), host.strip("[]") or "0.0.0.0", made)
+        if host or not _everywhere(port, made):
+            prometheus_client.start_http_server(port, host.strip("[]") or "0.0.0.0", made)
     except OSError as error:
         why = f"cannot listen, {error.strerror} (name another HOST:PORT)"
-        raise OSError(error.errno, why, address) from None
+        raise OSError(error.errno, why, f"{host}:{port}") from None
     signal.sigwait(_ENDING)
 
 

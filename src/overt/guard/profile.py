@@ -67,22 +67,23 @@ def load(path: str | None) -> dict[str, Any]:
 
 def guarded(text: str, path: str, socket: str) -> dict[str, Any]:
     """An OCI config.json, `text` in the file `path`, with its profile made the agent's. ProfileError."""
-    whole = _parse(text, path)
+    what = "a bundle's config.json"
+    whole = _parse(text, path, what)
     if "ociVersion" not in whole:
-        raise ProfileError(f"{path}: no ociVersion: not a bundle's config.json")
+        raise ProfileError(f"{path}: not {what}: no ociVersion")
     made = make(_of(whole, path), socket)
     return {**whole, "linux": {**whole["linux"], "seccomp": made}}
 
 
-def _parse(text: str | bytes, path: str) -> dict[str, Any]:
+def _parse(text: str | bytes, path: str, what: str = "a seccomp profile") -> dict[str, Any]:
     try:
         whole = json.loads(text)
     except RecursionError:
-        raise ProfileError(f"{path}: not a seccomp profile: nested too deeply") from None
+        raise ProfileError(f"{path}: not {what}: nested too deeply") from None
     except ValueError as error:
-        raise ProfileError(f"{path}: not a seccomp profile: {error}") from None
+        raise ProfileError(f"{path}: not {what}: {error}") from None
     if not isinstance(whole, dict):
-        raise ProfileError(f"{path}: not a seccomp profile: not an object")
+        raise ProfileError(f"{path}: not {what}: not an object")
     return whole
 
 
