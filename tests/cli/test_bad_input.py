@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from overt.cli import helper, status, umount_helper
 from overt.cli import main as cli
-from overt.cli import status
-from overt.host import mounts
+from overt.host import mounts, process
 from overt.server import registry
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -52,7 +53,11 @@ def test_a_standard_output_that_is_closed_is_no_failure(words: list[str], closed
         (["mount", "-o", "lowerdir=x,metacopy=", "y"], "overt mount: metacopy= needs a value: on or off"),
         (["mount", "-o", "lowerdir=x,noxattrs=", "y"], "overt mount: noxattrs= needs a value: 0 or 1"),
         (["prove", "overt", "U" + "9" * 5000], "overt prove: Invalid value for 'USE-CASE'"),
-        (["judge", "--list", "--system", "{mount.bar} {mount}"], "overt judge: '{mount.bar}' cannot be filled in"),
+        (
+            ["judge", "--list", "--system", "{mount.bar} {mount}"],
+            "overt judge: --system '{mount.bar} {mount}': '{mount.bar}' cannot be filled in",
+        ),
+        (["judge", "--list", "--volatile-system", "x"], "overt judge: --volatile-system 'x': it does not say {mount}"),
         (["judge", "--list", "--fs", ""], "overt judge: Invalid value for '--fs': it names nothing"),
         (["judge", "--list", "--systems", ","], "overt judge: Invalid value for '--systems': it names nothing"),
         (
@@ -88,6 +93,20 @@ def test_the_lab_does_not_hide_what_it_needs() -> None:
     done = overt("lab", "up", "/sys")
     needed = "overt: the lab itself needs what is there: name another directory: /sys\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", needed)
+
+
+@pytest.mark.parametrize("program", [helper, umount_helper])
+def test_a_helper_that_is_asked_how_it_is_used_says_so(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.run(["--help"]) == 0
+    said = capsys.readouterr()
+    assert (said.out.startswith("usage: "), said.err) == (True, "")
+
+
+def test_who_may_not_open_dev_fuse_is_not_told_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for there, why in ((True, "may not open /dev/fuse"), (False, "not without /dev/fuse")):
+        monkeypatch.setattr(os.path, "exists", lambda path, there=there: there)
+        assert process.no_fuse() == why
 
 
 def test_the_foreground_has_a_server_of_its_own_whatever_the_environment_says(tmp_path: Path) -> None:
@@ -177,6 +196,19 @@ def test_a_place_where_no_socket_can_be_is_named(tmp_path: Path, words: list[str
     done = overt(*words, path, *([tmp_path] if words[0] == "mount" else []))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"overt: {why}") and done.stderr.endswith(f": {path}\n")
+
+
+@pytest.mark.root
+def test_a_check_without_a_guard_says_how_to_start_one(tmp_path: Path) -> None:
+    done = overt("guard", "check", "runc", "--socket", tmp_path / "none")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith("runc: NOT PROTECTED\nstart a guard: overt guard run, or systemctl start overt-guard\n")
+
+
+@pytest.mark.root
+def test_a_file_in_the_place_of_a_socket_is_named(tmp_path: Path) -> None:
+    done = overt("serve", "--socket", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"overt: there is a file that is not a socket: {tmp_path}\n")
 
 
 @pytest.mark.root

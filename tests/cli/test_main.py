@@ -11,6 +11,7 @@ import pytest
 
 import overt
 from overt.cli import main as cli
+from overt.demo import perform
 
 
 def overt_command(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
@@ -122,6 +123,15 @@ def test_ctrl_c_is_exit_status_130_and_quiet(
     subcommand(interrupted)
     assert cli.run(["mount"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_in_the_demo_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(perform, "perform", interrupted)
+    assert cli.run(["demo"]) == 130
+    assert capsys.readouterr() == ("", "overt demo: interrupted\n")
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])

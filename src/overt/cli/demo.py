@@ -2,6 +2,7 @@
 
 import click
 
+from overt.cli.report import INTERRUPTED, complain
 from overt.lab import FILESYSTEMS
 
 _HELP = """Fail a disk under many overlays, and count who is told.
@@ -29,10 +30,14 @@ def command(containers: int, fs: str, as_json: bool) -> int:
     # Here, to keep the worker small: it begins as a fork of this process, and each container as a fork of the worker.
     from overt.demo.perform import perform
 
-    with perform(containers, fs) as messages:
-        from overt.demo import report
+    try:
+        with perform(containers, fs) as messages:
+            from overt.demo import report
 
-        rows = report.watch(messages)
+            rows = report.watch(messages)
+    except KeyboardInterrupt:
+        complain("overt demo", "interrupted")
+        return INTERRUPTED
     if as_json:
         print(report.to_json(rows))
     else:

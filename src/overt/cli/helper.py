@@ -37,8 +37,11 @@ _ATTRIBUTES = {
 def run(args: Sequence[str]) -> int:
     """Mount as `args` say; return the exit status. Whatever is wrong is one line on stderr."""
     try:
-        given, places = getopt.gnu_getopt(list(args), "sfnvo:t:N:")
+        given, places = getopt.gnu_getopt(list(args), "sfnvo:t:N:", ["help"])
         flags = dict(given)
+        if "--help" in flags:
+            print(_USAGE, flush=True)
+            return 0
         if len(places) != 2 or not places[1]:
             raise getopt.GetoptError(_USAGE)
         if "-N" in flags:

@@ -20,6 +20,7 @@ from overt.server import registry
 from overt.server.client import Client, ServerError
 
 _WHO = "umount.fuse.overt"
+_USAGE = f"usage: {_WHO} MNT [-flnrv]"
 _FAILED = 32
 
 
@@ -27,10 +28,13 @@ _FAILED = 32
 def run(args: Sequence[str]) -> int:
     """Unmount as `args` say; return the exit status. Whatever is wrong is one line on stderr."""
     try:
-        given, places = getopt.gnu_getopt(list(args), "flnrvt:N:")
+        given, places = getopt.gnu_getopt(list(args), "flnrvt:N:", ["help"])
         flags = dict(given)
+        if "--help" in flags:
+            print(_USAGE, flush=True)
+            return 0
         if len(places) != 1 or not places[0] or "-N" in flags:
-            raise getopt.GetoptError(f"usage: {_WHO} MNT [-flnrv]")
+            raise getopt.GetoptError(_USAGE)
         how = (mounts.MNT_DETACH if "-l" in flags else 0) | (mounts.MNT_FORCE if "-f" in flags else 0)
         verdict = _umount(os.path.abspath(places[0]), how)
         if verdict != _WELL:

@@ -115,7 +115,7 @@ class FuseOverlayfs(System, Service):
     name = "fuse-overlayfs"
 
     def missing(self) -> str | None:
-        return _no_fuse() if shutil.which(self.name) else "not installed"
+        return process.no_fuse() if shutil.which(self.name) else "not installed"
 
     @contextmanager
     def serve(self) -> Iterator[Service]:
@@ -162,7 +162,7 @@ class Overt(System):
     name = "overt"
 
     def missing(self) -> str | None:
-        return _no_fuse()
+        return process.no_fuse()
 
     @contextmanager
     def serve(self) -> Iterator[Service]:
@@ -251,7 +251,3 @@ SYSTEMS = (KernelOverlayfs, FuseOverlayfs, Overt)
 def all_systems() -> list[System]:
     """Every system, ordinary and volatile, in the order of the table; the guard last."""
     return [*(system(volatile) for system in SYSTEMS for volatile in (False, True)), Guarded(False)]
-
-
-def _no_fuse() -> str | None:
-    return None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "not without /dev/fuse"

@@ -88,6 +88,13 @@ def in_user_namespace(tid: int | str = "self") -> bool:
     return os.stat(f"/proc/{tid}/ns/user").st_ino != _FIRST_USER_NAMESPACE
 
 
+def no_fuse() -> str | None:
+    """Why this process has no /dev/fuse, in words; None if it has."""
+    if os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return None
+    return "may not open /dev/fuse" if os.path.exists("/dev/fuse") else "not without /dev/fuse"
+
+
 def unshare(flags: int) -> None:
     """unshare(2)."""
     check(libc.unshare(flags))

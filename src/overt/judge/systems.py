@@ -214,7 +214,7 @@ class Overt(System):
         self._options = options
 
     def missing(self) -> str | None:
-        return None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "not without /dev/fuse"
+        return process.no_fuse()
 
     def version(self) -> str:
         from overt import __version__
