@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from overt.cli.prove import gather
@@ -28,6 +29,12 @@ def test_a_cluster_gives_the_same_verdicts() -> None:
     for design in ("mainline", "overt"):
         assert matrix.verdicts(design, here) == matrix.verdicts(design, there)
     assert [finding.states for finding in here] == [finding.states for finding in there]
+
+
+def test_without_dask_it_is_said_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(click.ClickException, match=r"pip install '\.\[cluster\]' in the checkout"):
+        gather([], 1, "local")
 
 
 @pytest.mark.timeout(120)

@@ -122,7 +122,7 @@ def on_cluster(todo: Sequence[Task], address: str) -> Iterable[Finding]:
     try:
         from distributed import Client, as_completed
     except ImportError:
-        raise click.ClickException("--cluster needs Dask: pip install 'overt[cluster]'") from None
+        raise click.ClickException("--cluster needs Dask: pip install '.[cluster]' in the checkout") from None
     with Client(None if address == "local" else address) as client:
         for future in as_completed(client.map(matrix.check, todo)):
             yield future.result()
