@@ -142,13 +142,16 @@ def test_remount(place: Place, table: Path, by_fstab: bool) -> None:
     """The place becomes read-only, and not the superblock, which would not be told of an error any more."""
     run("mount", "-T", table, place.merged)
     words = ["-T", str(table)] if by_fstab else []
-    run("mount", *words, "-o", "remount,ro", place.merged)
+    assert run("mount", *words, "-o", "remount,ro", place.merged) == ""
     assert not writable(place.merged)
     flags = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {place.merged} " in line)
     assert flags.rpartition(" ")[2].startswith("rw")
     run("mount", *words, "-o", "remount,rw,noexec", place.merged)
     assert writable(place.merged)
     assert "noexec" in run("findmnt", "-no", "OPTIONS", place.merged)
+    if not by_fstab:
+        said = run("mount", "-o", "remount,index=on", place.merged)
+        assert said.endswith(f" {place.merged}: a remount does not change index=on: unmount, and mount anew\n")
 
 
 def test_no_link_is_followed(place: Place) -> None:

@@ -17,7 +17,7 @@ from overt.cli import shared
 from overt.cli.background import in_background
 from overt.cli.report import complain, describe, hold_standard_descriptors, interruptible
 from overt.host import mounts
-from overt.overlay.options import OPPOSITES, OptionError, UnknownOption, is_source, items, understand
+from overt.overlay.options import LASTING, OPPOSITES, OptionError, UnknownOption, is_source, items, understand
 from overt.server import registry
 
 _WHO = "mount.fuse.overt"
@@ -90,6 +90,9 @@ def _remount(target: str, words: Sequence[str]) -> None:
             raise OptionError(f"{target}: stays read-only: it has no upperdir=, or was made so with mount -i")
     finally:
         os.close(fd)
+    asked = [word for word in words if word.partition("=")[0] in LASTING]
+    if asked and not any(word.startswith("lowerdir") for word in asked):  # then they are what fstab has said all along
+        complain(_WHO, f"{target}: a remount does not change {', '.join(asked)}: unmount, and mount anew")
 
 
 def main() -> NoReturn:

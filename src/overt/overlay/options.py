@@ -36,6 +36,10 @@ _VALUED = {
 _REPEATED = {"lowerdir+": "a directory", "datadir+": "a directory"}
 
 _FLAGS = {"ro", "volatile", "nopassthrough", "userxattr", "nosuid", "nodev", "noexec", "nosymfollow", *view.FLAGS}
+
+LASTING = {"volatile", "nopassthrough", "userxattr", *_CHOICES, "lowerdir", "upperdir", "workdir", *_REPEATED}
+"""options of the overlay itself, which hold as long as it is mounted"""
+
 _REFUSED = {"sync": "nothing would be written back at each write: leave it out, and call fsync or syncfs"}
 
 _ATIME = {
