@@ -147,12 +147,15 @@ def test_a_forged_process_state_is_refused_and_nothing_is_kept(guarded: Ground, 
     assert guard.worker  # it has started
     pair = os.pipe()
     before = descriptors(guard.process.pid)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as looking:  # whether somebody listens; no word of it
+        looking.connect(str(guard.socket))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.connect(str(guard.socket))
         fds = [] if kind is None else [pair[0]] if kind == "pipe" else [os.open("/etc/passwd", os.O_RDONLY)]
         socket.send_fds(caller, [said], fds)
         caller.shutdown(socket.SHUT_WR)
         wait_until(lambda: guard.events("refused") or guard.events("container refused"), "the guard says so")
+    assert not [each for each in guard.events("refused") if each["why"].startswith("0 bytes and 0")]
     for fd in {*fds, *pair}:
         os.close(fd)
     container = guarded.container()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from overt.cli.report import complain
+from overt.cli.report import OutputError, complain
 from overt.printable import printable
 from overt.server import registry
 from overt.server.client import Client, ServerError
@@ -40,6 +40,8 @@ def command(*, as_json: bool, events: bool) -> int:
         except TimeoutError:
             complain("overt", f"server {path.stem}: no answer within {_PATIENCE:g} s")
             status = 1
+        except OutputError:
+            raise
         except OSError:
             continue  # a socket that a killed server left; `dead` below shows its mounts
     dead: list[dict[str, Any]] = [entry._asdict() for entry in registry.entries() if entry.dead]

@@ -111,7 +111,8 @@ class Supervisor:
                 path.unlink()
             raise
         missing = sorted(CAPABILITIES - process.capabilities())
-        self.lacking = f"containers' descriptors or uppers are out of reach without {missing}" if missing else ""
+        without = ", ".join(missing)
+        self.lacking = f"containers' descriptors or uppers are out of reach without {without}" if missing else ""
         """what it cannot do for want of capabilities, in words; or empty"""
         if missing:
             events.say("not root", why=self.lacking)
@@ -329,7 +330,8 @@ class Supervisor:
                 caller.fds, caller.heard = [], True
         if not caller.heard:
             self._keep_listeners(caller, why)
-        if not caller.heard:
+        only_looked = not (data or caller.data or caller.fds)  # whether somebody listens, as `guard run` and `check` do
+        if not caller.heard and not only_looked:
             self.events.say("refused", why=why)
         caller.drop()
 
