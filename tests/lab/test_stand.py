@@ -54,6 +54,12 @@ def status(place: Path) -> dict[str, object]:
     return dict(json.loads(lab("status", "--json", str(place)).stdout))
 
 
+def test_one_that_somebody_has_unmounted_is_said_to_be(disk: Path) -> None:
+    assert status(disk)["state"] == "well"
+    subprocess.run(["umount", disk], check=True, timeout=20)
+    assert status(disk)["state"] == "unmounted"
+
+
 def test_it_is_a_filesystem_that_fails_and_is_well_again(disk: Path) -> None:
     assert write_and_sync(disk / "well", b"x") == 0
     assert lab("fail", "--marker", "PRECIOUS", "--errno", "ENOSPC", str(disk), "data").returncode == 0

@@ -167,6 +167,11 @@ class Disk:
         """Every request succeeds again."""
         self._serving.ask("heal")
 
+    @property
+    def is_mounted(self) -> bool:
+        """Whether nobody else has unmounted it."""
+        return self._place.is_there
+
     def hang(self, limit: float = 60.0) -> None:
         """Answer nothing, neither good nor bad, until resume(), or for `limit` seconds.
 

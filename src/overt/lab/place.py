@@ -31,6 +31,11 @@ class Place(NamedTuple):
             os.close(fd)
         return next(place for place, _ in cls._all() if place.id == number)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it is still mounted, wherever that is by now."""
+        return any(place == self for place, _ in self._all())
+
     def unmount(self) -> None:
         """Detach it, and what is stacked on it, wherever it is by now: a directory above it may have another name.
 

@@ -153,6 +153,7 @@ def _serve(listener: socket.socket, disk: Disk, directory: str) -> None:
 
     def status() -> dict[str, Any]:
         state = "hanging" if time.monotonic() < hanging_until else "failing" if failing else "well"
+        state = state if disk.is_mounted else "unmounted"
         about = {"directory": directory, "filesystem": disk.filesystem, "size": disk.size, "device": disk.device}
         return {**about, "pid": os.getpid(), "state": state, "failing": failing, **disk.counters()._asdict()}
 
