@@ -180,6 +180,11 @@ class Ledger:
         """How many errors were recorded."""
         return self.errors[-1].number if self.errors else 0
 
+    @property
+    def passed_on(self) -> bool:
+        """Whether an ordinary overlay owes nothing: an error that comes now has to be an entry of its own for it."""
+        return any(not account.volatile and account.owed() is None for account in self.accounts)
+
     def record(self, errno: int, when: float, source: str, *, taken: bool = False) -> UpperError:
         """Enter an error of the upper: `errno` positive, `when` in seconds since the epoch; return the entry."""
         error = UpperError(self.count + 1, errno, when, source, taken)

@@ -197,6 +197,18 @@ def test_without_syncfs_from_the_kernel_what_is_known_is_told(stage: Stage, file
     assert [syncfs(old), syncfs(old)] == [EIO, 0]
 
 
+def test_without_the_tracepoint_either_the_next_error_is_told_as_well(stage: Stage) -> None:
+    """As in a user namespace. Nobody's syncfs flushes there, and after an error only a flush can see the next."""
+    scene = stage("ext4", off="fuseblk,tracing")
+    overlays = [scene.overlay() for _ in range(2)]
+    old = overlays[1].open()
+    for _ in range(2):
+        assert fsync(overlays[0].lose()) == EIO
+        for overlay in overlays:
+            wait_told(overlay)
+        assert [syncfs(old), syncfs(old)] == [EIO, 0]
+
+
 def test_a_mount_without_an_upper_says_nothing_of_whether_syncfs_reaches_the_next(servers: Servers) -> None:
     """Its superblock is read-only, and so the kernel does not ask it."""
     server = servers.start()

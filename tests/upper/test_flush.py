@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from overt.upper import Uppers
+from overt.host import mounts
+from overt.ledger import Account
+from overt.upper import Uppers, probes
+from overt.upper.trace import Trace
 
 from .stage import SECONDS, Stage, errnos, flush
 
@@ -258,6 +261,92 @@ def test_a_flush_that_fails_is_an_error_for_all_though_there_is_no_descriptor_le
     assert failure and failure.errno == EIO
     assert errnos(upper) == [EIO]
     assert account.owed() and other.owed()
+
+
+def is_told(account: Account) -> bool:
+    """Whether the overlay is owed an error after a flush; it is told of it then."""
+    owed = account.owed()
+    if owed:
+        account.propagated(owed)
+    return owed is not None
+
+
+@pytest.mark.parametrize("because", ["the flush failed", "there was no descriptor"])
+def test_the_error_after_one_that_was_told_without_a_fresh_probe_is_another(ext4: Stage, because: str) -> None:
+    """What has to be consumed for the probe, without the tracepoint, is then not the one that was told."""
+    ext4.uppers = Uppers(trace=False)
+    upper, account = ext4.attach()
+    ext4.lose("first")
+    if because == "the flush failed":
+        ext4.disk.fail("flush")
+        assert flush(upper)
+        ext4.disk.heal()
+    else:
+        with no_descriptors_left():
+            assert flush(upper) is None
+    assert is_told(account)
+    ext4.lose("second")
+    flush(upper)
+    assert is_told(account)
+    assert upper.eyes == "probes"
+    assert flush(upper) is None
+    assert not is_told(account)
+
+
+def test_no_room_for_a_fresh_probe_costs_it_for_no_longer_than_that(
+    ext4: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ext4.uppers = Uppers(trace=False)
+    upper, account = ext4.attach()
+    mount = probes.mount
+
+    def full(scratch_fd: int, *, volatile: bool) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(probes, "mount", full)
+    for name in ("first", "second"):
+        ext4.lose(name)
+        assert flush(upper) is None
+        assert is_told(account)
+    monkeypatch.setattr(probes, "mount", mount)
+    assert flush(upper) is None
+    ext4.lose("third")
+    upper.check()
+    assert is_told(account)
+
+
+def test_an_error_that_both_a_probe_and_the_cursor_tell_was_taken_from_the_host(
+    ext4: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = probes.mount
+
+    def only_volatile(scratch_fd: int, *, volatile: bool) -> int:
+        if volatile:
+            return mount(scratch_fd, volatile=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(probes, "mount", only_volatile)
+    upper, _ = ext4.attach()
+    ext4.lose("victim")
+    assert flush(upper) is None
+    assert [(error.errno, error.taken) for error in upper.ledger.errors] == [(EIO, True)]
+    assert ext4.host() == 0
+
+
+def test_a_superblock_that_there_is_no_descriptor_left_to_watch_is_not_watched(ext4: Stage) -> None:
+    trace = Trace()
+    with no_descriptors_left():
+        for watch in (lambda: trace.watch(1), lambda: trace.expect([1, 2])):
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                watch()
+    fd = mounts.new_mount("tracefs", [])
+    try:
+        os.stat(f"instances/{trace.name}", dir_fd=fd)
+        trace.close()
+        with pytest.raises(FileNotFoundError):
+            os.stat(f"instances/{trace.name}", dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def test_an_error_is_seen_by_check_while_the_disk_hangs(ext4: Stage) -> None:

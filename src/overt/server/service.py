@@ -456,9 +456,23 @@ class Service:
             source=error.source,
             taken_from_host=error.taken,
         )
+        if not any(self._has_to_be_told_now(mount, upper) for mount in list(self.mounts)):
+            return
+        if upper.spent:  # no syncfs reaches us, which would flush first: so that the next error is seen, too
+            try:
+                upper.flush(lambda _: self._carry_over(upper))
+                return
+            except RuntimeError as problem:  # no thread for it
+                self.events.say("not flushed", upper=report.device(upper), why=str(problem))
+        self._carry_over(upper)
+
+    def _carry_over(self, upper: Upper) -> None:
         for mount in list(self.mounts):
-            if mount.upper is upper and not mount.tells_syncfs and not mount.volatile and mount.begin():
+            if self._has_to_be_told_now(mount, upper) and mount.begin():
                 mount.pool.see_to(carry_over, mount)
+
+    def _has_to_be_told_now(self, mount: Mount, upper: Upper) -> bool:
+        return mount.upper is upper and not mount.tells_syncfs and not mount.volatile
 
     def status(self) -> dict[str, Any]:
         """What `overt status` shows."""

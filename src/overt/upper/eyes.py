@@ -32,6 +32,7 @@ from overt.upper.trace import Span, Trace
 
 _LOCK = re.compile(rb"^lock:.* ([0-9a-f]+):([0-9a-f]+):\d+ ", re.MULTILINE)
 _ROUNDS = 5
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Sighting(NamedTuple):
@@ -58,6 +59,8 @@ class Renewal(NamedTuple):
 
     probe: int | None
     taken: bool
+    later: bool = False
+    """it could not be had for want of room, of which there may be some the next time"""
 
 
 NONE = Renewal(None, False)
@@ -168,7 +171,7 @@ class Eyes:
             self._probe = -1
             events = self._watch.take() if self._watch else None
             known = events.inodes if events and not events.lost else None
-            return Sighting(errno.EIO, "probe", False, known)
+            return Sighting(told or errno.EIO, "probe", bool(told), known)
         if self._watch:
             events = self._watch.take()
             if events:
@@ -194,7 +197,7 @@ class Eyes:
             except OSError as error:
                 if error.errno == errno.EIO or isinstance(error, private.Replaced):
                     continue
-                break
+                return Renewal(None, taken, later=error.errno in _NO_ROOM)
             if _syncfs(self._cursor) is None:
                 return Renewal(probe, taken)
             taken = True
@@ -202,10 +205,10 @@ class Eyes:
         return Renewal(None, taken)
 
     def install(self, renewal: Renewal) -> None:
-        """Use the fresh probe; if there is none, the cursor from now on."""
+        """Use the fresh probe; if there can be none, the cursor from now on."""
         if renewal.probe is not None:
             self._probe = renewal.probe
-        else:
+        elif not renewal.later:
             self._accepted = False
             self.forgo_flush()
 

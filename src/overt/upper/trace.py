@@ -28,7 +28,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from overt.host import mounts
@@ -136,8 +136,7 @@ class Trace:
             watch = self._expected.pop(s_dev, None)
             if watch is None:
                 watch = self._new(s_dev)
-                self._watches.append(watch)
-                self._filter()
+                self._collect_for([watch])
         return watch
 
     def expect(self, devices: Iterable[int]) -> None:
@@ -145,9 +144,17 @@ class Trace:
         with self.lock:
             if not self._memory[0]:  # another process may have died while it cleared what was handed out
                 self._memory[:_READ] = bytes(_READ)
-            self._expected = {s_dev: self._new(s_dev) for s_dev in devices}
-            self._watches += self._expected.values()
+            expected = {s_dev: self._new(s_dev) for s_dev in devices}
+            self._collect_for(expected.values())
+            self._expected = expected
+
+    def _collect_for(self, watches: Collection[Watch]) -> None:
+        self._watches += watches
+        try:
             self._filter()
+        except OSError:
+            del self._watches[-len(watches) :]
+            raise
 
     def forget(self, watch: Watch) -> None:
         """Collect nothing for `watch` any more; with the last one, after `close`, remove the instance."""

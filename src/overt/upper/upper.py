@@ -94,6 +94,11 @@ class Upper:
         return str((self._eyes and self._eyes.refused) or "")
 
     @property
+    def spent(self) -> bool:
+        """Whether the next error is seen by a flush only."""
+        return bool(self._eyes and self._eyes.spent)
+
+    @property
     def failing(self) -> OSError | None:
         """With what every flush fails at present, or None."""
         return self._health.failing
@@ -266,8 +271,10 @@ class Upper:
             with self._lock:
                 self._see(eyes)
         finally:
-            eyes.close()
-        self._announce()
+            try:
+                eyes.close()
+            finally:
+                self._announce()
 
     def _flush_for_all(self, eyes: Eyes) -> OSError | None:
         try:
@@ -319,11 +326,20 @@ class Upper:
         return failure
 
     def _renew(self, eyes: Eyes, scratch_fd: int) -> None:
+        """Have a fresh probe. What is consumed for it may be the newest error, or one that came after it.
+
+        After it, if somebody was told of the newest before this (a flush that failed has no fresh probe, say): it is
+        entered then, for he would not be told of it. Where none came, that is a false alarm.
+        """
         renewal = eyes.renew(scratch_fd)
         with self._lock:
             eyes.install(renewal)
-            if renewal.taken:
-                self.taken += 1
+            if not renewal.taken:
+                return
+            self.taken += 1
+            if self.ledger.passed_on:
+                self._record(Sighting(errno.EIO, "cursor", True, None))
+            else:
                 error = self.ledger.mark_taken()
                 self._news = [other for other in self._news if other.number != error.number] + [error]
 
