@@ -63,7 +63,7 @@ class Loop:
     def run(self, period: float, each: Callable[[], None]) -> None:
         """Serve until `stop`, calling `each` about every `period` seconds."""
         self._then = time.monotonic() + period
-        threading.Thread(target=self._deputise, args=(period, each), daemon=True).start()
+        self._appoint(period, each)
         self._lead(period, each)
         while not self._ended.wait(1.0):  # deposed; signals are handled on this thread all the same
             continue
@@ -105,6 +105,9 @@ class Loop:
     def _quiet(self) -> bool:
         return time.monotonic() - self._last > _QUIET and not self._long
 
+    def _appoint(self, period: float, each: Callable[[], None]) -> None:
+        threading.Thread(target=self._deputise, args=(period, each), daemon=True).start()
+
     def _deputise(self, period: float, each: Callable[[], None]) -> None:
         seen = 0
         while not self._ended.is_set():
@@ -119,10 +122,13 @@ class Loop:
                 deposed = self._long and self._long == seen
                 seen = self._long
                 if deposed:
+                    try:
+                        self._appoint(period, each)
+                    except (RuntimeError, MemoryError):  # no more threads: at the next look
+                        continue
                     self._leader = threading.get_ident()
                     self._long = 0
             if deposed:
-                threading.Thread(target=self._deputise, args=(period, each), daemon=True).start()
                 try:
                     self._lead(period, each)
                 except BaseException:
