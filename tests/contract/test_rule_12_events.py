@@ -1,5 +1,6 @@
 """Rule 12: every error is also an event: in the log, on the socket, in `overt status`."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -64,15 +65,18 @@ def test_status_knows_of_an_error_that_nobody_has_asked_about(scene: Scene) -> N
     assert scene.host_syncfs() == EIO
 
 
-def test_a_server_whose_standard_error_is_gone_answers_as_ever_and_lets_go_of_its_mounts(
-    servers: Servers, tmp_path: Path
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_server_whose_standard_error_nobody_reads_answers_as_ever_and_lets_go_of_its_mounts(
+    servers: Servers, tmp_path: Path, is_gone: bool
 ) -> None:
-    """As when the journal is restarted: what cannot be written is on record all the same."""
+    """The journal is restarted, or waits for the very disk that fails: what cannot be written is on record."""
     reading, writing = os.pipe()
     try:
+        os.write(writing, b"." * fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ))
         server = Server(tmp_path / "server", stderr=writing)
     finally:
         os.close(writing)
+    if is_gone:
         os.close(reading)
     try:
         with open_scene("ext4", server) as scene:
@@ -92,6 +96,8 @@ def test_a_server_whose_standard_error_is_gone_answers_as_ever_and_lets_go_of_it
         assert server.stop() == 0
     finally:
         server.kill()
+        if not is_gone:
+            os.close(reading)
 
 
 def test_told_counts_errors_and_on_a_volatile_mount_answers(ext4: Scene) -> None:

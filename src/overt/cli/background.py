@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 from overt.cli.report import complain, describe
+from overt.events import leave
 from overt.overlay.options import Options
 
 _CLEARING_UP = 10.0
@@ -67,7 +68,7 @@ def in_background(options: Options, target: str) -> int:
         except BaseException:  # nobody above may see it: this is the child of a fork
             traceback.print_exc()
         finally:
-            os._exit(status)
+            leave(status)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()

@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from overt.events import leave, writer
+
 _TICK = 0.002
 """seconds between two looks of the deputy's"""
 _QUIET = 0.1
@@ -132,6 +134,6 @@ class Loop:
                 try:
                     self._lead(period, each)
                 except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)  # a process without its loop is worse than none
+                    writer(foreground=True)(traceback.format_exc())
+                    leave(1)  # a process without its loop is worse than none
                 return

@@ -27,7 +27,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
-from overt.events import Events
+from overt.events import Events, leave
 from overt.guard import container
 from overt.guard.agent import Agent
 from overt.guard.slots import Slots
@@ -207,7 +207,7 @@ class Supervisor:
         except Exception:
             self.events.crash("the worker")
         finally:
-            os._exit(status)
+            leave(status)
 
     def _serve(self, pid: int, worker: socket.socket, wake: int) -> None:
         """Until this worker has ended."""

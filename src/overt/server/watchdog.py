@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import overt
-from overt.events import writer
+from overt.events import leave, writer
 from overt.host import mounts
 
 _PERIOD = 10.0
@@ -150,7 +150,7 @@ def _begin(server: socket.socket, pid: int, period: float, patience: float, *, f
         _keep_only(server.fileno(), stderr=foreground)
         _watch(server, pid, period, patience, writer(foreground=foreground))
     finally:
-        os._exit(0)
+        leave(0)
 
 
 def main(pid: str, period: str, patience: str, foreground: str) -> NoReturn:
