@@ -4,11 +4,11 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from overt.host.btrfs import has_subvolumes
 from overt.host.files import birth_time
-from overt.host.libc import AT_FDCWD
 from overt.server.mount import Mount
 from overt.server.syncing import NAMED
 from overt.upper import Upper
@@ -81,25 +81,55 @@ def _lost_by_inode(mount: Mount) -> _Seen:
     if mount.upper is None or mount.account is None or not mount.account.count:
         return _Seen([], [], True)
     inodes = mount.upper.failed(mount.account.mounted_at, newest=True)
-    seen = _Seen([], [], inodes is not None)
+    certain: list[str] = []
+    doubtful: list[str] = []
+    unread: list[OSError] = []
     if not inodes:
-        return seen
+        return _Seen(certain, doubtful, inodes is not None)
     top = mount.tree.layers[0].root
-    root = f"/proc/self/fd/{top}"
     unique = _has_unique_numbers(top, mount.upper)
     offset = time.time() - time.monotonic()
-    for directory, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(directory, name)
+    for directory, path, name in _files(top, unread):
+        try:
+            failed = inodes.get(os.lstat(name, dir_fd=directory).st_ino)
+            born = birth_time(directory, os.fsencode(name)) if failed is not None else None
+        except OSError as error:
+            unread.append(error)
+            continue
+        if failed is None or (born is not None and born > failed.last + offset):
+            continue  # younger than the last event: the number was another file's then
+        (certain if unique and born is not None else doubtful).append(path)
+    return _Seen(certain, doubtful, all(error.errno == errno.ENOENT for error in unread))  # removed meanwhile
+
+
+def _files(top: int, unread: list[OSError]) -> Iterator[tuple[int, str, str]]:
+    """All below a directory that are none: their directory, their path from `top`, their name.
+
+    By one name at a time, since a path may be longer than the kernel takes. `unread`: why some are not found.
+    """
+    todo: list[tuple[int, str, str]] = [(top, "", ".")]
+    try:
+        while todo:
+            above, path, name = todo.pop()
+            if not name:
+                os.close(above)
+                continue
             try:
-                failed = inodes.get(os.lstat(path).st_ino)
-                born = birth_time(AT_FDCWD, os.fsencode(path)) if failed is not None else None
-            except OSError:
-                continue  # removed or unreadable meanwhile: it cannot be named
-            if failed is None or (born is not None and born > failed.last + offset):
-                continue  # younger than the last event: the number was another file's then
-            (seen.certain if unique and born is not None else seen.doubtful).append(path[len(root) :])
-    return seen
+                directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                todo.append((directory, path, ""))
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        below = (directory, f"{path}/{entry.name}", entry.name)
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(below)
+                        else:
+                            yield below
+            except OSError as error:
+                unread.append(error)
+    finally:
+        for directory, _, name in todo:
+            if not name:
+                os.close(directory)
 
 
 def _has_unique_numbers(directory: int, upper: Upper) -> bool:
