@@ -1,6 +1,8 @@
 """What is to be seen of whoever asks."""
 
 import os
+import platform
+import runpy
 import signal
 import subprocess
 
@@ -14,6 +16,18 @@ pytestmark = pytest.mark.timeout(30)
 def test_a_caller_outside_our_pid_namespace_is_not_taken_for_dead() -> None:
     """Its number is 0, and nothing is to be seen of it: a timer of its must not make an open fail."""
     assert not caller.is_dying(0)
+
+
+@pytest.mark.parametrize(
+    ("machine", "numbers"), [("x86_64", [306, 0x40000000 | 306, 344]), ("aarch64", [267, 373]), ("riscv64", [])]
+)
+def test_syncfs_is_known_by_each_number_that_the_kernel_serves(
+    machine: str, numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    call = runpy.run_path(caller.__file__)["Call"]
+    known = {306, 0x40000000 | 306, 344, 267, 373, 388}
+    assert {number for number in known if call(1, number, 3).is_syncfs} == set(numbers)
 
 
 def test_who_is_gone_or_has_been_killed_is_dying() -> None:

@@ -12,9 +12,14 @@ import time
 from typing import NamedTuple
 
 from overt.host.process import CAPABILITIES, in_user_namespace
+from overt.wire import seccomp
 
-# syncfs and sync by architecture; the second number is the 32-bit one, which the same kernel serves.
-_SYNCFS = {"x86_64": (306, 344), "aarch64": (267, 388)}.get(platform.machine(), ())
+# syncfs and sync by architecture; of two numbers the second is the 32-bit one, which the same kernel serves.
+_ABIS = {
+    "x86_64": (seccomp.AUDIT_ARCH_X86_64, seccomp.AUDIT_ARCH_I386),
+    "aarch64": (seccomp.AUDIT_ARCH_AARCH64, seccomp.AUDIT_ARCH_ARM),
+}.get(platform.machine(), ())
+_SYNCFS = {number for abi, number in seccomp.SYNCFS if abi in _ABIS}
 _SYNC = {"x86_64": (162, 36), "aarch64": (81, 36)}.get(platform.machine(), ())
 # ioctl(2), and file_getattr(2) and file_setattr(2), which have one number everywhere.
 _FLAGS = {"x86_64": (16, 54, 468, 469), "aarch64": (29, 54, 468, 469)}.get(platform.machine(), ())
