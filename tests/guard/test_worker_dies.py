@@ -241,6 +241,24 @@ def test_what_a_worker_says_last_is_heard(supervisor: Supervisor, monkeypatch: p
         os.close(wake)
 
 
+def test_a_container_for_whose_descriptors_there_is_no_room_is_handed_over_later(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_fds(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    ours, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, worker:
+        supervisor._keep(b"{}", [os.dup(0)])
+        with monkeypatch.context() as full:
+            full.setattr(socket, "send_fds", send_fds)
+            supervisor._hand_over(ours)
+        supervisor._hand_over(ours)
+        data, fds, _, _ = socket.recv_fds(worker, 64, 2)
+    assert (data, len(fds)) == (b"1\n{}", 1)
+    os.close(fds[0])
+
+
 @pytest.mark.parametrize("said", [b'["put", "upper/7", 0]', b'["set", "upper/7", 0]', b"nothing"])
 def test_what_comes_with_a_message_that_makes_no_sense_is_closed(said: bytes) -> None:
     store = Store()

@@ -361,7 +361,10 @@ class Supervisor:
             if entry is not None:
                 try:
                     socket.send_fds(worker, [b"%d\n" % number, entry.value.encode()], entry.fds)
-                except (BlockingIOError, BrokenPipeError, ConnectionError):  # later, or it has died: the next finds it
+                except (BlockingIOError, ConnectionError):  # later, or it has died: the next finds it
+                    return
+                except OSError:  # no memory, or too many descriptors on their way: later, though it would take more
+                    time.sleep(_PAUSE)
                     return
             self._unsent.popleft()
 
