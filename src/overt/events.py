@@ -156,14 +156,14 @@ class _Log:
                     self._dropped = 0
                 data = self._waiting.popleft()
                 try:
-                    written = self._to.write(data)
+                    rest = data[self._to.write(data) :]
                 except BlockingIOError:
-                    written = 0
+                    self._waiting.appendleft(data)
+                    return False
                 except OSError:
                     continue
-                if written < len(data):
-                    self._waiting.appendleft(data[written:])
-                    return False
+                if rest:
+                    self._waiting.appendleft(rest)
         return True
 
 
