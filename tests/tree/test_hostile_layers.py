@@ -375,7 +375,7 @@ def look_around(root: Path, seed: int, seconds: float, *, changes: bool) -> set[
 
 
 @pytest.mark.parametrize("data", ["", "nopassthrough"])
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60.0, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
 def test_a_lower_layer_that_changes_all_the_time_breaks_nothing(
     layers: Layers, outside: Path, data: str, seconds: float
 ) -> None:
